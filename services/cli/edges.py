@@ -1,0 +1,209 @@
+"""The systems that commands talk to, each opened when first used: a command needs only the settings of its own edges.
+
+Client libraries are imported here, inside the functions, so that ``validate`` and ``--help`` need none of them.
+"""
+
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+from functools import cached_property
+from typing import TYPE_CHECKING, TypeVar
+
+from msgspec import Struct, structs
+
+from services.cli.outcome import DOWN, FINDING, USAGE
+from shared.config import ConfigError, load_config
+from shared.entities import Entities, Namespace, load_entities
+
+if TYPE_CHECKING:
+    from services.cli.buckets import Buckets
+    from shared.checkpoints.postgres import Checkpoints
+    from shared.kafka.admin import KafkaAdmin
+    from shared.parked.store import ParkedSettings, ParkedStore
+    from shared.raw.s3 import S3Store
+    from shared.registry.client import Registry
+
+_T = TypeVar("_T", bound=Struct)
+
+
+class RawSettings(Struct, frozen=True, kw_only=True):
+    raw_bucket: str = "tidemark-raw"
+
+
+class KafkaTopics(Struct, frozen=True, kw_only=True):
+    """``TIDEMARK_TOPIC_REPLICATION``: -1 takes the cluster's default."""
+
+    replication: int = -1
+
+
+class Edges:
+    """Opened in ``stack``, which closes them. Raises ``ConfigError`` where a setting is missing or wrong."""
+
+    def __init__(
+        self, environ: Mapping[str, str], stack: AsyncExitStack, entities_dir: str | None, namespace: str
+    ) -> None:
+        self._environ = environ
+        self._stack = stack
+        self._entities_dir = entities_dir
+        self.namespace = Namespace(namespace)
+        self._opened: dict[str, object] = {}
+
+    @cached_property
+    def entities(self) -> Entities:
+        """What the folder says. Raises ``ConfigError`` with every problem."""
+        if self._entities_dir is None:
+            raise ConfigError(["TIDEMARK_ENTITIES_DIR: not set; name the folder of *.yaml, or use --entities DIR"])
+        return load_entities(self._entities_dir, self.namespace.name, self._environ)
+
+    def check_settings(self) -> None:
+        """Raise one ``ConfigError`` with the problems of every edge and of the folder."""
+        from shared.checkpoints.settings import PostgresSettings
+        from shared.kafka.settings import KafkaSettings
+        from shared.parked.store import ParkedSettings
+        from shared.registry.settings import RegistrySettings
+
+        problems: list[str] = []
+        parts: dict[str, type[Struct]] = {"KAFKA": KafkaSettings, "REGISTRY": RegistrySettings}
+        parts |= {"POSTGRES": PostgresSettings, "PARKED": ParkedSettings, "TOPIC": KafkaTopics}
+        for name, cls in parts.items():
+            try:
+                self._settings(name, cls)
+            except ConfigError as error:
+                problems += error.problems
+        try:
+            _ = self.entities
+        except ConfigError as error:
+            problems += error.problems
+        if problems:
+            raise ConfigError(problems)
+
+    @property
+    def replication(self) -> int:
+        return self._settings("TOPIC", KafkaTopics).replication
+
+    @property
+    def raw_bucket(self) -> str:
+        return load_config(RawSettings, self._environ).raw_bucket
+
+    @property
+    def parked_settings(self) -> "ParkedSettings":
+        """The table's name has the namespace before it, as everywhere."""
+        from shared.parked.store import ParkedSettings
+
+        settings = self._settings("PARKED", ParkedSettings)
+        return structs.replace(settings, table=self.namespace.table(settings.table))
+
+    async def checkpoints(self) -> "Checkpoints":
+        from shared.checkpoints.postgres import Checkpoints
+        from shared.checkpoints.settings import PostgresSettings
+
+        if "postgres" not in self._opened:
+            settings = self._settings("POSTGRES", PostgresSettings)
+            schema = self.namespace.postgres_schema()
+            self._opened["postgres"] = await Checkpoints.open(settings, self._stack, schema=schema)
+        opened = self._opened["postgres"]
+        assert isinstance(opened, Checkpoints)
+        return opened
+
+    async def kafka(self) -> "KafkaAdmin":
+        from shared.kafka.admin import KafkaAdmin
+        from shared.kafka.settings import KafkaSettings
+
+        if "kafka" not in self._opened:
+            self._opened["kafka"] = await KafkaAdmin.open(self._settings("KAFKA", KafkaSettings), self._stack)
+        opened = self._opened["kafka"]
+        assert isinstance(opened, KafkaAdmin)
+        return opened
+
+    async def registry(self) -> "Registry":
+        from shared.registry.client import Registry
+        from shared.registry.settings import RegistrySettings
+
+        if "registry" not in self._opened:
+            self._opened["registry"] = await Registry.open(self._settings("REGISTRY", RegistrySettings), self._stack)
+        opened = self._opened["registry"]
+        assert isinstance(opened, Registry)
+        return opened
+
+    async def parked(self) -> "ParkedStore":
+        from shared.parked.store import ParkedStore
+
+        if "parked" not in self._opened:
+            self._opened["parked"] = await ParkedStore.open(self.parked_settings, self._stack)
+        opened = self._opened["parked"]
+        assert isinstance(opened, ParkedStore)
+        return opened
+
+    async def buckets(self) -> "Buckets":
+        from services.cli.buckets import Buckets
+        from shared.aws import open_client
+
+        if "s3" not in self._opened:
+            self._opened["s3"] = Buckets(await open_client("s3", self._stack))
+        opened = self._opened["s3"]
+        assert isinstance(opened, Buckets)
+        return opened
+
+    async def raw_store(self) -> "S3Store":
+        return (await self.buckets()).store(self.raw_bucket)
+
+    def _settings(self, name: str, cls: type[_T]) -> _T:
+        return load_config(cls, self._environ, f"TIDEMARK_{name}_")
+
+
+class Meaning(Struct, frozen=True):
+    """An edge's exception in words: what an operator should do about it, as exit code and text."""
+
+    exit_code: int
+    text: str
+
+
+def meaning(error: BaseException) -> Meaning | None:
+    """``None``: not the world's fault but ours."""
+    if isinstance(error, ConfigError):
+        return Meaning(USAGE, str(error))
+    return _meaning_of_ours(error) or _meaning_of_aws(error)
+
+
+def _meaning_of_ours(error: BaseException) -> Meaning | None:
+    from shared.checkpoints.model import CheckpointsMisconfigured, CheckpointsUnavailable, UnknownEntity
+    from shared.events.contract import ContractError
+    from shared.kafka.errors import KafkaUnreachable, TopicMissing, TopicRefused
+    from shared.parked.calls import ParkedUnavailable
+    from shared.parked.table import ParkedTableDiffers
+    from shared.raw.objects import NotOurs, StoreUnavailable
+    from shared.registry.client import RegistryError, RegistryUnavailable
+
+    match error:
+        case CheckpointsUnavailable():
+            return Meaning(DOWN, f"Postgres does not answer ({error}); see TIDEMARK_POSTGRES_DSN")
+        case KafkaUnreachable():
+            return Meaning(DOWN, f"Kafka does not answer ({error}); see TIDEMARK_KAFKA_BOOTSTRAP")
+        case RegistryUnavailable():
+            return Meaning(DOWN, f"the schema registry does not answer ({error}); see TIDEMARK_REGISTRY_URL")
+        case ParkedUnavailable() if error.is_missing:
+            return Meaning(FINDING, str(error).removeprefix(f"{error.reason}: "))
+        case ParkedUnavailable():
+            return Meaning(DOWN, f"DynamoDB does not answer ({error}); see AWS_ENDPOINT_URL_DYNAMODB and AWS_REGION")
+        case StoreUnavailable():
+            return Meaning(
+                DOWN, f"the raw bucket does not answer ({error}); see TIDEMARK_RAW_BUCKET and AWS_ENDPOINT_URL"
+            )
+        case CheckpointsMisconfigured():
+            return Meaning(USAGE, str(error))
+        case UnknownEntity():
+            return Meaning(USAGE, f"{error}; `tidemark entity list` names those that exist")
+        case ContractError() | TopicMissing() | TopicRefused() | ParkedTableDiffers() | NotOurs() | RegistryError():
+            return Meaning(FINDING, str(error))
+    return None
+
+
+def _meaning_of_aws(error: BaseException) -> Meaning | None:
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    match error:
+        case ClientError():
+            code = error.response.get("Error", {}).get("Code", "")
+            return Meaning(USAGE, f"AWS refuses {error.operation_name} ({code}); check rights and names")
+        case BotoCoreError():
+            return Meaning(DOWN, f"AWS does not answer ({error}); see AWS_ENDPOINT_URL, AWS_REGION and credentials")
+    return None

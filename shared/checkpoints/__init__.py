@@ -1,0 +1,1 @@
+"""The edge to Postgres: cursor, lease and seen entries of each entity."""

@@ -1,0 +1,56 @@
+"""What a consumer hands over. Pure: no client library."""
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+from msgspec import Struct
+
+
+class Partition(NamedTuple):
+    topic: str
+    partition: int
+
+
+class Record(Protocol):
+    """One record as aiokafka hands it over. ``timestamp`` is in milliseconds since 1970."""
+
+    @property
+    def offset(self) -> int: ...
+    @property
+    def timestamp(self) -> int: ...
+    @property
+    def key(self) -> bytes | None: ...
+    @property
+    def value(self) -> bytes | None: ...
+    @property
+    def headers(self) -> Sequence[tuple[str, bytes]]: ...
+
+
+class Chunk(Struct, frozen=True):
+    """What was read of one partition: every record that exists from ``begins_at`` to just before ``next_offset``."""
+
+    partition: Partition
+    begins_at: int
+    next_offset: int
+    records: Sequence[Record]
+
+
+class Reading(Struct, frozen=True):
+    """One turn's yield. ``out_of_range``: these can't go on, since Kafka has no such offset; start them anew."""
+
+    chunks: Sequence[Chunk] = ()
+    out_of_range: frozenset[Partition] = frozenset()
+
+
+class GroupCommit(Struct, frozen=True):
+    """What the group has committed: a hint with a name on it."""
+
+    next_offset: int
+    metadata: str
+
+
+class LogBounds(Struct, frozen=True):
+    """What Kafka has of a partition: offsets from ``begin`` to just before ``end``."""
+
+    begin: int
+    end: int

@@ -1,0 +1,391 @@
+"""A member of a consumer group that reads from where its owner says, and never from where the group's commits say.
+
+aiokafka's edges that this file rounds off:
+- a failing ``getmany`` may already have moved the positions of partitions whose records it then drops (seen in its
+  source: one corrupt batch skips what was read before it), so after any error each partition is sought back;
+- ``getmany`` blocks without limit during a rebalance and ``commit`` and ``stop`` while brokers are down: each is given
+  a bound, and a reading that is under way is kept rather than cancelled;
+- after a seek, an answer to the old position may still arrive: a chunk says where it begins, so that one can tell;
+- ``committed()`` drops the metadata, the admin client returns it.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import AsyncExitStack, suppress
+from typing import Any
+
+from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import IllegalStateError, KafkaError, NoOffsetForPartitionError, OffsetOutOfRangeError
+from aiokafka.structs import OffsetAndMetadata
+from msgspec import Struct
+
+from shared import logs
+from shared.kafka.chunks import Chunk, GroupCommit, Partition, Reading, Record
+from shared.kafka.client_logs import quiet_client_logs
+from shared.kafka.errors import KafkaUnreachable
+from shared.kafka.settings import KafkaSettings
+from shared.retry import backoff
+
+log = logs.get_logger(__name__)
+
+REQUEST_S = 10.0
+COMMIT_S = 5.0
+STOP_S = 5.0
+
+
+class ConsumerSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Of one member. Memory for what is read ahead: ``partition_fetch_bytes_max`` for each partition held."""
+
+    session_timeout_s: float = 30.0
+    rebalance_timeout_s: float = 60.0
+    partition_fetch_bytes_max: int = 1024 * 1024
+    fetch_bytes_min: int = 64 * 1024
+    """The broker waits up to ``fetch_wait_s`` for this much, so that a trickle is handed over in few, larger chunks."""
+    fetch_wait_s: float = 0.5
+    chunk_records_max: int = 10_000
+    topics_recheck_s: float = 30.0
+    """How often missing topics are looked for again."""
+    stuck_s: float = 60.0
+    """Without any answer to a fetch for this long, the client is thrown away and made anew."""
+
+
+class GroupConsumer:
+    """Owns one aiokafka consumer, and makes another when it fails. One task calls ``fetch`` at a time.
+
+    Partitions are assigned paused and without a position: ``start`` lets one go. ``on_revoke`` is awaited before
+    partitions are given up: commits are still possible then, and it must return well within ``rebalance_timeout_s``.
+    """
+
+    def __init__(
+        self,
+        settings: KafkaSettings,
+        group: str,
+        topics: Iterable[str],
+        on_revoke: Callable[[], Awaitable[None]],
+        *,
+        consumer: ConsumerSettings | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._kafka = settings
+        self._group = group
+        self._wanted = frozenset(topics)
+        self._on_revoke = on_revoke
+        self._settings = consumer or ConsumerSettings()
+        self._clock = clock
+        self._consumer: AIOKafkaConsumer | None = None
+        self._subscribed: frozenset[str] = frozenset()
+        self._topics_due_s = 0.0
+        self._assigned: frozenset[Partition] = frozenset()
+        self._positions: dict[Partition, int] = {}
+        self._held: frozenset[Partition] = frozenset()
+        self._reading: asyncio.Task[Reading] | None = None
+        self._progress_s = clock()
+        self._fetched_ms = 0
+        self._delays = backoff(0.2, 5.0)
+        self.assignment = 0
+        """Grows with every assignment: what was begun under another number may not be committed."""
+        self.connected = False
+
+    @classmethod
+    async def open(
+        cls,
+        settings: KafkaSettings,
+        group: str,
+        topics: Iterable[str],
+        on_revoke: Callable[[], Awaitable[None]],
+        stack: AsyncExitStack,
+        *,
+        consumer: ConsumerSettings | None = None,
+    ) -> "GroupConsumer":
+        """Connects at the first ``fetch``; Kafka may be down until then. Leaves the group when ``stack`` closes."""
+        quiet_client_logs()
+        member = cls(settings, group, topics, on_revoke, consumer=consumer)
+        stack.push_async_callback(member.close)
+        return member
+
+    @property
+    def assigned(self) -> frozenset[Partition]:
+        return self._assigned
+
+    async def fetch(self, timeout_s: float) -> Reading:
+        """What there is, within ``timeout_s``. Empty while Kafka is down: this never raises for the world's faults."""
+        if self._reading is None:
+            self._reading = asyncio.create_task(self._read(), name="kafka-read")
+        await asyncio.wait({self._reading}, timeout=timeout_s)
+        if self._reading.done():
+            reading, self._reading = self._reading.result(), None
+            return reading
+        if self._clock() - self._progress_s > self._settings.stuck_s:
+            await self._rebuild("stuck")
+        return Reading()
+
+    def start(self, partition: Partition, offset: int) -> None:
+        """Read ``partition`` from ``offset`` on. Nothing happens if it is no longer ours."""
+        if self._is_ours(partition):
+            assert self._consumer is not None
+            self._consumer.seek(TopicPartition(*partition), offset)
+            self._positions[partition] = offset
+            if partition not in self._held:
+                self._consumer.resume(TopicPartition(*partition))
+
+    def hold(self, partitions: Iterable[Partition]) -> None:
+        """Read nothing of these for now, and of all others that were started. Read-ahead is dropped and read again."""
+        held = frozenset(partitions)
+        for partition in self._positions:
+            if not self._is_ours(partition):
+                continue
+            assert self._consumer is not None
+            if partition in held and partition not in self._held:
+                self._consumer.pause(TopicPartition(*partition))
+            elif partition not in held and partition in self._held:
+                self._consumer.resume(TopicPartition(*partition))
+        self._held = held
+
+    def log_end(self, partition: Partition) -> int | None:
+        """Kafka's log end as of the last fetch of this partition."""
+        if not self._is_ours(partition):
+            return None
+        assert self._consumer is not None
+        end: int | None = self._consumer.highwater(TopicPartition(*partition))
+        return end
+
+    async def commit(self, partition: Partition, assignment: int, next_offset: int, metadata: str) -> bool:
+        """Leave a hint in the group. False when it could not be left: the partition is gone, or Kafka is down."""
+        if assignment != self.assignment or not self._is_ours(partition):
+            return False
+        assert self._consumer is not None
+        offsets = {TopicPartition(*partition): OffsetAndMetadata(next_offset, metadata)}
+        try:
+            async with asyncio.timeout(COMMIT_S):
+                await self._consumer.commit(offsets)
+        except (KafkaError, TimeoutError, AssertionError) as error:
+            # An AssertionError is aiokafka's way to say that the assignment went away in between.
+            log.info("commit_failed", topic=partition.topic, partition=partition.partition, error=type(error).__name__)
+            return False
+        return True
+
+    async def commits(self, partitions: Sequence[Partition]) -> dict[Partition, GroupCommit]:
+        """What the group has committed for these, with metadata. Raises ``KafkaUnreachable``."""
+        if not partitions:
+            return {}
+        admin = AIOKafkaAdminClient(request_timeout_ms=int(REQUEST_S * 1000), **self._kafka.client_kwargs())
+        try:
+            async with asyncio.timeout(REQUEST_S):
+                await admin.start()
+                found = await admin.list_consumer_group_offsets(
+                    self._group, partitions=[TopicPartition(*partition) for partition in partitions]
+                )
+        except (KafkaError, TimeoutError, OSError) as error:
+            raise KafkaUnreachable(f"the commits of group {self._group!r} can't be read: {error}") from error
+        finally:
+            with suppress(KafkaError, TimeoutError, OSError):
+                async with asyncio.timeout(STOP_S):
+                    await admin.close()
+        return {
+            Partition(*partition): GroupCommit(commit.offset, commit.metadata or "")
+            for partition, commit in found.items()
+            if commit.offset >= 0
+        }
+
+    async def close(self) -> None:
+        """Leave the group, within some seconds, whatever Kafka does."""
+        await self._cancel_reading()
+        await self._discard()
+
+    async def _read(self) -> Reading:
+        try:
+            consumer = await self._joined()
+            if consumer is None:
+                return Reading()
+            wait_ms = int(self._settings.fetch_wait_s * 1000)
+            records = await consumer.getmany(timeout_ms=wait_ms, max_records=self._settings.chunk_records_max)
+        except (OffsetOutOfRangeError, NoOffsetForPartitionError) as error:
+            return self._lost_place(error)
+        except (KafkaError, OSError, TimeoutError) as error:
+            self.connected = False
+            self._seek_back()
+            log.warning("kafka_read_failed", error=type(error).__name__, detail=str(error)[:500])
+            await asyncio.sleep(next(self._delays))
+            return Reading()
+        return self._kept(records)  # no await in between: positions belong to these very records
+
+    def _kept(self, records: dict[TopicPartition, list[Record]]) -> Reading:
+        chunks: list[Chunk] = []
+        assert self._consumer is not None
+        for partition, begins_at in list(self._positions.items()):
+            if not self._is_ours(partition):
+                continue
+            tp = TopicPartition(*partition)
+            next_offset = _position(self._consumer, tp)
+            if next_offset != begins_at:
+                self._positions[partition] = next_offset
+                chunks.append(Chunk(partition, begins_at, next_offset, records.get(tp, [])))
+        self._note_progress()
+        return Reading(chunks)
+
+    def _note_progress(self) -> None:
+        assert self._consumer is not None
+        reading = [partition for partition in self._positions if partition not in self._held]
+        stamps = [self._consumer.last_poll_timestamp(TopicPartition(*p)) or 0 for p in reading if self._is_ours(p)]
+        newest_ms = max(stamps, default=0)
+        if not stamps or newest_ms != self._fetched_ms:
+            self._fetched_ms = newest_ms
+            self._progress_s = self._clock()
+            self.connected = True
+            self._delays = backoff(0.2, 5.0)
+
+    def _lost_place(self, error: KafkaError) -> Reading:
+        """One partition is out of range. The others are sought back: their records may have been dropped with it."""
+        self._seek_back()
+        place = error.args[0] if error.args else None
+        lost = set(place) if isinstance(place, dict) else {place} if isinstance(place, TopicPartition) else set()
+        return Reading(out_of_range=frozenset(Partition(*tp) for tp in lost) & self._positions.keys())
+
+    def _seek_back(self) -> None:
+        for partition, offset in self._positions.items():
+            if self._is_ours(partition):
+                assert self._consumer is not None
+                self._consumer.seek(TopicPartition(*partition), offset)
+
+    async def _joined(self) -> AIOKafkaConsumer | None:
+        """The consumer, subscribed to those of the wanted topics that exist; ``None`` while there is none of them."""
+        if self._consumer is None:
+            self._consumer = await self._connect()
+            self._topics_due_s = self._clock()
+            self._progress_s = self._clock()
+        if self._clock() >= self._topics_due_s:
+            await self._subscribe(self._consumer)
+        if not self._subscribed:
+            self._progress_s = self._clock()
+            await asyncio.sleep(self._settings.fetch_wait_s)
+            return None
+        return self._consumer
+
+    async def _connect(self) -> AIOKafkaConsumer:
+        settings = self._settings
+        consumer = AIOKafkaConsumer(
+            group_id=self._group,
+            enable_auto_commit=False,
+            auto_offset_reset="none",
+            isolation_level="read_committed",
+            session_timeout_ms=int(settings.session_timeout_s * 1000),
+            heartbeat_interval_ms=int(settings.session_timeout_s * 1000 / 10),
+            rebalance_timeout_ms=int(settings.rebalance_timeout_s * 1000),
+            max_poll_interval_ms=300_000,
+            max_partition_fetch_bytes=settings.partition_fetch_bytes_max,
+            fetch_min_bytes=settings.fetch_bytes_min,
+            fetch_max_wait_ms=int(settings.fetch_wait_s * 1000),
+            request_timeout_ms=int(REQUEST_S * 1000),
+            metadata_max_age_ms=int(settings.topics_recheck_s * 1000),
+            **self._kafka.client_kwargs(),
+        )
+        try:
+            await consumer.start()
+        except BaseException:
+            await _stop(consumer)
+            raise
+        return consumer
+
+    async def _subscribe(self, consumer: AIOKafkaConsumer) -> None:
+        """New topics come and go: a missing one is waited for, not an error."""
+        present = frozenset(await consumer.topics()) & self._wanted
+        self._topics_due_s = self._clock() + self._settings.topics_recheck_s
+        if not present:
+            self._topics_due_s = self._clock() + min(2.0, self._settings.topics_recheck_s)
+        if present != self._subscribed:
+            if missing := sorted(self._wanted - present):
+                log.warning("topics_missing", topics=missing)
+            self._subscribed = present
+            if present:
+                consumer.subscribe(sorted(present), listener=_Listener(self._revoked, self._given))
+            else:
+                await self._revoked()
+                consumer.unsubscribe()
+
+    async def _revoked(self) -> None:
+        if self._assigned:
+            await self._on_revoke()
+        self._assigned = frozenset()
+        self._positions = {}
+
+    async def _given(self, partitions: Iterable[TopicPartition]) -> None:
+        assert self._consumer is not None
+        self.assignment += 1
+        self._assigned = frozenset(Partition(*tp) for tp in partitions)
+        self._positions = {}
+        self._held = frozenset()
+        self._progress_s = self._clock()
+        for partition in self._assigned:
+            self._consumer.seek(TopicPartition(*partition), 0)  # a position, so that no commit is asked for one
+            self._consumer.pause(TopicPartition(*partition))
+
+    def _is_ours(self, partition: Partition) -> bool:
+        return (
+            partition in self._assigned
+            and self._consumer is not None
+            and TopicPartition(*partition) in self._consumer.assignment()
+        )
+
+    async def _rebuild(self, why: str) -> None:
+        log.warning("kafka_consumer_rebuilt", why=why, group=self._group)
+        await self._cancel_reading()
+        await self._revoked()
+        await self._discard()
+        self._progress_s = self._clock()
+
+    async def _cancel_reading(self) -> None:
+        if self._reading is not None:
+            self._reading.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._reading
+            self._reading = None
+
+    async def _discard(self) -> None:
+        consumer, self._consumer = self._consumer, None
+        self._assigned, self._positions, self._subscribed = frozenset(), {}, frozenset()
+        self.connected = False
+        if consumer is not None:
+            await _stop(consumer)
+
+
+def _position(consumer: AIOKafkaConsumer, tp: TopicPartition) -> int:
+    """``position`` is a coroutine that only ever waits for a partition without one; ours have theirs from ``start``."""
+    coroutine = consumer.position(tp)
+    try:
+        coroutine.send(None)
+    except StopIteration as done:
+        return int(done.value)
+    coroutine.close()
+    raise AssertionError(f"{tp} was started, and has no position")
+
+
+async def _stop(consumer: AIOKafkaConsumer) -> None:
+    """Stop it, or, as that hangs while brokers are down, take its connections away and let it go."""
+    try:
+        async with asyncio.timeout(STOP_S):
+            await consumer.stop()
+    except (KafkaError, TimeoutError, OSError, IllegalStateError):
+        for owner in (consumer._coordinator, consumer._fetcher):
+            for name in ("_coordination_task", "_heartbeat_task", "_commit_refresh_task", "_fetch_task"):
+                task: Any = getattr(owner, name, None)
+                if task is not None:
+                    task.cancel()
+        with suppress(KafkaError, TimeoutError, OSError):
+            async with asyncio.timeout(STOP_S):
+                await consumer._client.close()
+
+
+class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka publishes no types
+    def __init__(
+        self, revoked: Callable[[], Awaitable[None]], given: Callable[[Iterable[TopicPartition]], Awaitable[None]]
+    ) -> None:
+        self._revoked = revoked
+        self._given = given
+
+    async def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
+        await self._revoked()
+
+    async def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
+        await self._given(assigned)

@@ -1,0 +1,134 @@
+"""Every metric of Tidemark: a closed set, each typed and described. Labels come from configuration or closed enums.
+
+Timestamps are exported, never ages: the reader subtracts. Rates see zeros because ``expect_*`` makes the label sets
+at start. One process per registry; prometheus-client's multiprocess mode is never used.
+"""
+
+from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, version
+
+import prometheus_client
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+
+from shared.events.model import Reason
+
+prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]  # would double the number of series
+
+REGISTRY = CollectorRegistry(auto_describe=True)
+CONTENT_TYPE = prometheus_client.CONTENT_TYPE_LATEST
+
+LANES = ("tail", "lookback", "cap")
+PAGE_OUTCOMES = ("committed", "empty", "refetched", "failed")
+SOURCE_ERRORS = ("source_unavailable", "source_rate_limited", "source_auth", "source_malformed", "source_cursor")
+CUTS = ("bytes", "records", "clock", "revoked", "stop")
+REBUILD_CAUSES = ("deadline", "fatal")
+
+_SECONDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+_LATENESS_S = (0.01, 0.1, 1, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
+
+
+def _counter(name: str, text: str, *labels: str) -> Counter:
+    return Counter(f"tidemark_{name}", text, labels, registry=REGISTRY)
+
+
+def _gauge(name: str, text: str, *labels: str) -> Gauge:
+    return Gauge(f"tidemark_{name}", text, labels, registry=REGISTRY)
+
+
+def _histogram(name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
+    return Histogram(f"tidemark_{name}", text, labels, buckets=buckets, registry=REGISTRY)
+
+
+# Any process
+BUILD = _gauge("build_info", "1, labelled with the running version.", "service", "version")
+LOOP_STALL_S = _histogram("loop_stall_seconds", "How late the event loop woke a timer.", _SECONDS)
+PROCESS = ProcessCollector(namespace="tidemark", registry=REGISTRY)
+
+# The poller: shown = published + parked + repetitions + below_floor
+SHOWN = _counter("shown", "Rows that the source showed, repetitions included.", "entity")
+PUBLISHED = _counter("published", "Changes that Kafka acknowledged.", "entity")
+PARKED = _counter("park", "Changes parked durably, by the reason.", "entity", "reason")
+PARKED_AGAIN = _counter("park_duplicate", "Changes that were parked already.", "entity")
+REPETITIONS = _counter("repetitions", "Rows dropped because they were seen before.", "entity")
+BELOW_FLOOR = _counter("below_floor", "Rows dated below the floor of the seen entries, not published.", "entity")
+PAGES = _counter("pages", "Pages asked for.", "entity", "lane", "outcome")
+SOURCE_ERRORS_TOTAL = _counter("source_errors", "Failed answers of the source.", "entity", "class")
+LATENESS_S = _histogram("lateness_seconds", "How far behind the cursor a new change was dated.", _LATENESS_S, "entity")
+CURSOR = _gauge("cursor_timestamp_seconds", "The cursor: the source's time up to which all is read.", "entity")
+SWEPT = _gauge("swept_timestamp_seconds", "The cursor at which the last completed lookback began.", "entity", "lane")
+NEWEST_COMMIT = _gauge("last_commit_timestamp_seconds", "When a page of the entity was last committed.", "entity")
+CLOCK_SKEW_S = _gauge("source_clock_skew_seconds", "The source's Date minus our clock.", "source")
+SOURCE_S = _histogram("source_request_seconds", "Time to a whole answer of the source.", _SECONDS, "source")
+LEASE_HELD = _gauge("lease_held", "1 while this process owns the entity.", "entity")
+LEASE_LOST = _counter("lease_lost", "Leases that another process took over (fenced).", "entity")
+PAUSED = _gauge("paused", "1 while the entity is paused; an operator or a new schema version resumes it.", "entity")
+SEEN_BYTES = _gauge("seen_bytes", "Memory held for entries of rows already seen.", "entity")
+
+# Kafka's publisher
+BREAKER_OPEN = _gauge("breaker_state", "1 while the topic's breaker is open, else 0.", "target")
+PRODUCER_REBUILDS = _counter("producer_rebuild", "Producers destroyed and made anew.", "why")
+PUBLISH_UNKNOWN = _counter("publish_unknown", "Records without an acknowledgement at the deadline.", "topic")
+PUBLISH_S = _histogram("publish_seconds", "Time until the last acknowledgement of a page.", _SECONDS, "topic")
+
+# DynamoDB
+DYNAMO_THROTTLES = _counter("dynamo_throttle", "Requests that DynamoDB throttled.", "index", "reason")
+PARKED_ITEMS = _gauge("parked_items", "Items in the parked table (exact count).", "entity", "reason", "state")
+
+# The sink
+CONSUMED = _counter("sink_consumed", "Records taken from Kafka.", "topic")
+RAW_OBJECTS = _counter("raw_objects", "Objects written, by what cut them.", "topic", "cut")
+RAW_RECORDS = _counter("raw_records", "Records in the objects written.", "topic")
+RAW_BYTES = _counter("raw_bytes", "Compressed bytes of the objects written.", "topic")
+RAW_PUT_S = _histogram("raw_put_seconds", "Time of one conditional PUT, retries included.", _SECONDS, "topic")
+RAW_ADOPTED = _counter("raw_adopted", "Objects found written already (412) and adopted.", "topic")
+RAW_GAPS = _counter("raw_gap_records", "Offsets lost to Kafka's retention before they were read.", "topic")
+BUFFERED_BYTES = _gauge("sink_buffered_bytes", "Bytes held for objects that are not yet written.")
+NEXT_OFFSET = _gauge("sink_next_offset", "The ledger's next offset.", "topic", "partition")
+LOG_END = _gauge("sink_log_end_offset", "Kafka's log end, as last seen.", "topic", "partition")
+LAST_OBJECT = _gauge("raw_last_object_timestamp_seconds", "When the last object of a topic was written.", "topic")
+REFUSED_TOPICS = _gauge("sink_refused_topic", "1 while the sink refuses the topic; its log says why.", "topic")
+PARTITION_WAITS = _gauge("sink_partition_waits", "1 while the sink does not read on: schema, stopped.", "topic", "partition", "why")
+
+
+def started(service: str) -> None:
+    """Set the build info: ``tidemark_build_info{service,version} 1``."""
+    try:
+        running = version("tidemark")
+    except PackageNotFoundError:  # run from a checkout that is not installed
+        running = "unknown"
+    BUILD.labels(service, running).set(1)
+
+
+def expect_entities(names: Iterable[str]) -> None:
+    """Make the poller's series of these entities, at zero. The reasons are all that a poller may park for."""
+    for entity in names:
+        for metric in (SHOWN, PUBLISHED, PARKED_AGAIN, REPETITIONS, BELOW_FLOOR, LEASE_LOST):
+            metric.labels(entity)
+        LATENESS_S.labels(entity)
+        for gauge in (LEASE_HELD, PAUSED):
+            gauge.labels(entity).set(0)
+        for reason in Reason:
+            PARKED.labels(entity, reason.value)
+        for error in SOURCE_ERRORS:
+            SOURCE_ERRORS_TOTAL.labels(entity, error)
+        for lane in LANES:
+            for outcome in PAGE_OUTCOMES:
+                PAGES.labels(entity, lane, outcome)
+
+
+def expect_topics(topics: Iterable[str]) -> None:
+    """Make the series of these topics, at zero: the publisher's and the sink's."""
+    for why in REBUILD_CAUSES:
+        PRODUCER_REBUILDS.labels(why)
+    for topic in topics:
+        BREAKER_OPEN.labels(topic).set(0)
+        REFUSED_TOPICS.labels(topic).set(0)
+        for metric in (PUBLISH_UNKNOWN, CONSUMED, RAW_RECORDS, RAW_BYTES, RAW_ADOPTED, RAW_GAPS):
+            metric.labels(topic)
+        for cut in CUTS:
+            RAW_OBJECTS.labels(topic, cut)
+
+
+def exposition() -> bytes:
+    """All series in Prometheus's text format."""
+    return generate_latest(REGISTRY)
