@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from shared.entities import Entities, load_entities
 OUTAGE_S = 12.0
 DELIVERY_DEADLINE_S = 2.0  # instead of 15, so that a short outage parks events
 DRAIN_S_MAX = 150.0
+WRITERS_END_S_MAX = 60.0
 FRAME_S = 0.5
 HERE = Path(__file__).resolve().parent
 
@@ -45,10 +46,19 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
 class Demo:
     """One run. Sets up, writes with an outage in the middle, drains, and compares."""
 
-    def __init__(self, options: Options, stack: Stack, screen: Screen) -> None:
+    def __init__(
+        self,
+        options: Options,
+        stack: Stack,
+        screen: Screen,
+        broker: str = "kafka",
+        places: Mapping[str, str] | None = None,
+    ) -> None:
+        """``broker`` is the one to kill; ``places`` override the stack's environment, where it is shared."""
         self._options = options
         self._stack = stack
         self._screen = screen
+        self._broker = broker
         self._python = str(stack.product_python)
         self._began_s = time.monotonic()
         self._phase = "starting"
@@ -61,9 +71,12 @@ class Demo:
             "TIDEMARK_ENTITIES_DIR": str(choose_entities(stack.folder / "entities", options.manner)),
             "TIDEMARK_KAFKA_DELIVERY_DEADLINE_S": str(DELIVERY_DEADLINE_S),
             "TIDEMARK_SINK_OBJECT_AGE_S_MAX": "2",
+            **(places or {}),
         }
         self._settings = {**stack.env, **self._env}
-        self._entities: Entities = load_entities(self._env["TIDEMARK_ENTITIES_DIR"], "", self._settings)
+        self._entities: Entities = load_entities(
+            self._settings["TIDEMARK_ENTITIES_DIR"], self._settings["TIDEMARK_NAMESPACE"], self._settings
+        )
 
     async def run(self) -> int:
         """The exit code: 0 only when everything adds up."""
@@ -101,31 +114,31 @@ class Demo:
     async def _write(self) -> None:
         """Writers for the whole time, Kafka killed in the middle of it."""
         options = self._options
-        command = (self._python, "-m", "deploy.demo.writers", "--seconds", str(options.seconds))
-        command += ("--writers", str(options.writers), "--rate", str(options.rate))
+        chosen = {"--seconds": options.seconds, "--writers": options.writers, "--rate": options.rate}
+        arguments = [part for name, value in chosen.items() for part in (name, str(value))]
+        command = (self._python, "-m", "deploy.demo.writers", *arguments)
         self._stack.add(Process("writers", command, needs=("bank",), env=self._bank, stop_s_max=20))
         await asyncio.to_thread(self._stack.start, "writers")
         self._say(f"{options.writers} writers for {options.seconds:.0f} s, {options.rate:.0f} transactions a second")
         self._phase = "writing"
-        outage = asyncio.create_task(self._kafka_outage(max(3.0, 0.3 * options.seconds)), name="outage")
-        try:
-            while self._stack.is_running("writers") or not outage.done():
+        async with asyncio.TaskGroup() as group:
+            outage = group.create_task(self._kafka_outage(max(3.0, 0.3 * options.seconds)), name="outage")
+            within_s = options.seconds + WRITERS_END_S_MAX
+            writers = group.create_task(asyncio.to_thread(self._stack.wait, "writers", within_s), name="writers")
+            while not (writers.done() and outage.done()):
                 await self._frame()
-            await outage
-        finally:
-            outage.cancel()
-        if code := await asyncio.to_thread(self._stack.wait, "writers", 5):
+        if code := writers.result():
             raise StackFailed(f"the writers ended with {code}:\n{self._stack.log_tail('writers')}")
         self._say(f"the writers have stopped; they did: {self._stack.log_tail('writers', 1).strip()}")
 
     async def _kafka_outage(self, after_s: float) -> None:
         await asyncio.sleep(after_s)
-        await asyncio.to_thread(self._stack.kill, "kafka")
+        await asyncio.to_thread(self._stack.kill, self._broker)
         self._phase = "writing, KAFKA IS DOWN"
         self._say(f"killed Kafka for {OUTAGE_S:.0f} s: what it can't take is parked in DynamoDB")
         await asyncio.sleep(OUTAGE_S)
         self._phase = "writing, Kafka is starting"
-        await asyncio.to_thread(self._stack.start, "kafka")
+        await asyncio.to_thread(self._stack.start, self._broker)
         self._phase = "writing"
         self._say("Kafka is back")
 

@@ -68,6 +68,7 @@ class Sink:
         self._due: dict[Partition, float] = {}  # to be opened, and when
         self._assignment = 0
         self._crowded = False
+        self._draining = False
         self._puts = asyncio.Semaphore(settings.puts_at_once_max)
         self._writing: dict[Partition, asyncio.Task[None]] = {}
         self._opening: dict[str, asyncio.Task[None]] = {}
@@ -247,7 +248,7 @@ class Sink:
     def _wait_for_schema(self, lane: Lane, schema_id: int) -> None:
         lane.blocked_by = schema_id
         wanted = (lane.chain.topic, schema_id)
-        if wanted not in self._learning:
+        if wanted not in self._learning and not self._draining:
             self._spawn(self._learning, wanted, self._learn(*wanted), f"learn schema {schema_id}")
 
     async def _learn(self, topic: str, schema_id: int) -> None:
@@ -267,6 +268,7 @@ class Sink:
 
     async def _drain(self) -> None:
         """Write what can be written. Records whose schema is unknown stay in Kafka, and are read again."""
+        self._draining = True
         for task in [*self._opening.values(), *self._learning.values()]:
             task.cancel()
         while any([await self._sends_rest(lane) for lane in list(self._lanes.values())]):

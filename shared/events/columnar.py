@@ -1,4 +1,6 @@
-"""The bodies of one schema as an Avro container block, read, checked and written as NDJSON by polars, column by column."""
+"""The bodies of one schema as an Avro container block, read, checked and written as NDJSON by polars, column by
+column.
+"""
 
 import io
 import json
@@ -39,7 +41,9 @@ class Doubtful(Exception):
 
 
 class _Plan(Struct, frozen=True):
-    """How one column is made of what polars read: ``fits`` must hold for all rows; ``finish`` runs per value, in Python."""
+    """How one column is made of what polars read: ``fits`` must hold for all rows; ``finish`` runs per value, in
+    Python.
+    """
 
     name: str
     value: pl.Expr
@@ -71,11 +75,7 @@ class Columnar:
         if fits and not all(frame.select(fits).row(0)):
             raise Doubtful
         table = frame.select([plan.value.alias(plan.name) for plan in self._plans])
-        finished = [
-            pl.Series(plan.name, [None if value is None else plan.finish(value) for value in table[plan.name]], pl.String)
-            for plan in self._plans
-            if plan.finish is not None
-        ]
+        finished = [_finished(table[plan.name], plan.finish) for plan in self._plans if plan.finish is not None]
         origin = [pl.Series(name, lineage[name], dtype) for name, dtype in _LINEAGE_TYPES.items()]
         out = io.BytesIO()
         table.with_columns(finished + origin).write_ndjson(out)
@@ -140,9 +140,14 @@ def _present(node: Node) -> Node:
     return (node.nullable() or node) if isinstance(node, Union) else node
 
 
+def _finished(column: pl.Series, finish: Callable[[bytes], str]) -> pl.Series:
+    return pl.Series(column.name, [None if value is None else finish(value) for value in column], pl.String)
+
+
 def _plain_item(leaf: Node) -> bool:
     """Array items that need no conversion, only a check."""
-    return isinstance(leaf, Leaf) and leaf.logical in (None, "uuid") and leaf.kind in ("string", "int", "long", "double")
+    plain = ("string", "int", "long", "double")
+    return isinstance(leaf, Leaf) and leaf.logical in (None, "uuid") and leaf.kind in plain
 
 
 def _plan(column: Column) -> _Plan:

@@ -1,7 +1,8 @@
 """The columns of a raw row: how a schema's fields are flattened to names, and which names collide.
 
-``a__b`` for nested records; one column ``x__v_<type>`` for each branch of a union of several; arrays and maps are one column,
-and so is a record that contains itself, at the point where it does (as JSON text: a column has no end of levels).
+``a__b`` for nested records; one column ``x__v_<type>`` for each branch of a union of several; arrays and maps are one
+column, and so is a record that contains itself, at the point where it does (as JSON text: a column has no end of
+levels).
 """
 
 from collections.abc import Iterator, Sequence

@@ -1,10 +1,12 @@
-"""An entity's contract: its rules over one version of its Avro schema, compiled at start. JSON events in, Kafka values out.
+"""An entity's contract: its rules over one version of its Avro schema, compiled at start. JSON events in, Kafka
+values out.
 
-Value: Confluent framing, ``0x00``, the schema id in 4 bytes, big-endian, and the Avro body of the source's fields as they are.
+Value: Confluent framing, ``0x00``, the schema id in 4 bytes, big-endian, and the Avro body of the source's fields as
+they are.
 
-A delete that carries no more than key, time stamp, op, event id and version becomes a tombstone (``None``), and so does one
-that the schema refuses, if all its other members are null; its key must fit the schema. Any other delete is judged like every
-event: its last row travels with op ``d``.
+A delete that carries no more than key, time stamp, op, event id and version becomes a tombstone (``None``), and so
+does one that the schema refuses, if all its other members are null; its key must fit the schema. Any other delete is
+judged like every event: its last row travels with op ``d``.
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,8 +36,9 @@ from shared.events.schema import (
 
 __all__ = ["Contract", "ContractError", "check_columns", "compile_contract"]
 
-_JUDGEMENT_VERSION = 1  # raised when this package judges otherwise than before: parked events are then worth another try
-_EPOCH_LOGICAL_TYPES = {"epoch_s": (None,), "epoch_ms": (None, "timestamp-millis"), "epoch_us": (None, "timestamp-micros")}
+# Raised when this package judges otherwise than before: parked events are then worth another try.
+_JUDGEMENT_VERSION = 1
+_EPOCH_LOGICAL_TYPE = {"epoch_ms": "timestamp-millis", "epoch_us": "timestamp-micros"}
 
 
 class Contract:
@@ -59,20 +62,20 @@ class Contract:
         """True: the schema is beyond what is compiled (``reasons``); events run through fastavro, ten times slower."""
         return bool(self.reasons)
 
-    def encode(self, sightings: Sequence[Sighting]) -> list[bytes | None | RejectedEvent]:
+    def encode(self, sightings: Sequence[Sighting]) -> list[bytes | RejectedEvent | None]:
         """One outcome per sighting, in order: the Kafka value, ``None`` for a tombstone, or why it is refused.
 
         A sighting that already carries a refusal gets that one back. Never raises for bad input.
         """
         raws = [b"" if sighting.is_delete or sighting.refusal else sighting.raw for sighting in sightings]
-        outcomes: list[bytes | None | RejectedEvent] = [*self._encode_page(raws)]
+        outcomes: list[bytes | RejectedEvent | None] = [*self._encode_page(raws)]
         if None in outcomes:
             for index, sighting in enumerate(sightings):
                 if outcomes[index] is None:
                     outcomes[index] = sighting.refusal or self._judged(sighting)
         return outcomes
 
-    def _judged(self, sighting: Sighting) -> bytes | None | RejectedEvent:
+    def _judged(self, sighting: Sighting) -> bytes | RejectedEvent | None:
         try:
             if sighting.is_delete:
                 return self._delete(sighting.raw)
@@ -118,19 +121,21 @@ def _check_members(rules: EventRules, fields: Mapping[str, Field]) -> None:
         name = getattr(rules, role)
         if name is not None and name not in fields:
             raise ContractError(
-                f"`{role}` names field {name!r}, which is not in the schema: every event would be refused for an unknown "
-                "field. Add it to the schema, or set `on_unknown_field: ignore`"
+                f"`{role}` names field {name!r}, which is not in the schema: every event would be refused for an "
+                "unknown field. Add it to the schema, or set `on_unknown_field: ignore`"
             )
 
 
 def _check_time(rules: EventRules, field: Field) -> None:
-    """An epoch in one unit read as another would be wrong by a factor of a thousand, in every event, without an error."""
+    """An epoch in one unit read as another would be wrong by a factor of a thousand, in every event, without an
+    error.
+    """
     node = (field.type.nullable() if isinstance(field.type, Union) else None) or field.type
     logical = node.logical if isinstance(node, Leaf) else None
     if rules.updated_at_format == "iso8601":
         fits = isinstance(node, Union) or (isinstance(node, Leaf) and (node.kind == "string" or _is_timestamp(logical)))
     else:
-        fits = not _is_timestamp(logical) or logical in _EPOCH_LOGICAL_TYPES[rules.updated_at_format]
+        fits = not _is_timestamp(logical) or logical == _EPOCH_LOGICAL_TYPE.get(rules.updated_at_format)
     if not fits:
         what = logical or (node.kind if isinstance(node, Leaf) else "not a single value")
         raise ContractError(
@@ -161,9 +166,8 @@ def _check_defaults(node: Node, path: tuple[str | int, ...], seen: set[int]) -> 
 
 
 def _fingerprint(rules: EventRules, schema: str) -> str:
-    settings = msgspec.to_builtins(rules)
-    text = msgspec.json.encode((_JUDGEMENT_VERSION, settings), order="deterministic") + canonical_payload(schema.encode())
-    return blake2b(text, digest_size=16).hexdigest()
+    settings = msgspec.json.encode((_JUDGEMENT_VERSION, rules), order="deterministic")
+    return blake2b(settings + canonical_payload(schema.encode()), digest_size=16).hexdigest()
 
 
 def _all_doubtful(raws: Sequence[bytes]) -> list[bytes | None]:

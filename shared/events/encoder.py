@@ -1,12 +1,13 @@
 """Code compiled from an Avro schema: JSON events → msgspec structs → Avro bytes, a page at a time.
 
-The generated function accepts or doubts; it never refuses. An event that msgspec can't decode into the contract's structs,
-or that a check of the generated code stops at, comes out as ``None`` and is judged on the general path. So this code may be
-stricter than the contract (then the judge accepts, more slowly) but never more lenient; tests hold it to that.
+The generated function accepts or doubts; it never refuses. An event that msgspec can't decode into the contract's
+structs, or that a check of the generated code stops at, comes out as ``None`` and is judged on the general path. So
+this code may be stricter than the contract (then the judge accepts, more slowly) but never more lenient; tests hold
+it to that.
 
-What msgspec does not check by itself, the generated code does: an integer beyond 2^53 (2^24) written into a double (float)
-may have been rounded; a name that stands twice in an object. The latter by counting quotes: the decoded event says how many
-quotes its text must have at least, and a repeated name, or anything else unseen, makes it more.
+What msgspec does not check by itself, the generated code does: an integer beyond 2^53 (2^24) written into a double
+(float) may have been rounded; a name that stands twice in an object. The latter by counting quotes: the decoded event
+says how many quotes its text must have at least, and a repeated name, or anything else unseen, makes it more.
 """
 
 import builtins
@@ -72,7 +73,9 @@ def compile_encoder(rules: EventRules, root: Record, header: bytes) -> CompiledE
 
 
 class _Generator:
-    """Writes the page function line by line. ``_quotes`` counts, per open block, the quotes that its fields must have."""
+    """Writes the page function line by line. ``_quotes`` counts, per open block, the quotes that its fields must
+    have.
+    """
 
     def __init__(self, rules: EventRules, header: bytes) -> None:
         self._utc_offset_minutes = rules.utc_offset_minutes
@@ -104,22 +107,24 @@ class _Generator:
     def compile(self, root: Record) -> CompiledEncoder:
         decode = msgspec.json.Decoder(self._struct(root)).decode
         parts = ["HEADER", *self._record(root, "event", "")]
-        source = "\n".join([
-            "def encode_page(raws):",
-            "    bodies = []",
-            "    for raw in raws:",
-            "        try:",
-            "            event = decode(raw)",
-            f"            quotes = {self._quotes}",
-            *self._lines,
-            "            if raw.count(b'\"') != quotes and repeats_a_name(raw):",
-            "                raise Doubtful",
-            f"            bodies.append(join(({_tuple(parts)})))",
-            "        except DOUBTS:",
-            "            bodies.append(None)",
-            "    return bodies",
-            "",
-        ])
+        source = "\n".join(
+            [
+                "def encode_page(raws):",
+                "    bodies = []",
+                "    for raw in raws:",
+                "        try:",
+                "            event = decode(raw)",
+                f"            quotes = {self._quotes}",
+                *self._lines,
+                "            if raw.count(b'\"') != quotes and repeats_a_name(raw):",
+                "                raise Doubtful",
+                f"            bodies.append(join(({_tuple(parts)})))",
+                "        except DOUBTS:",
+                "            bodies.append(None)",
+                "    return bodies",
+                "",
+            ]
+        )
         scope = {**self._globals, "decode": decode}
         exec(compile(source, f"<contract {root.name}>", "exec"), scope)  # noqa: S102 - our own text, names sanitised
         return CompiledEncoder(scope["encode_page"], source)
@@ -146,7 +151,9 @@ class _Generator:
         return [name]
 
     def _node(self, node: Node, value: str, name: str) -> list[str]:
-        """Writes statements, returns the expressions of the bytes. ``name`` is a local variable to be used for the value."""
+        """Writes statements, returns the expressions of the bytes. ``name`` is a local variable to be used for the
+        value.
+        """
         match node:
             case Leaf():
                 return self._leaf(node, value, name)

@@ -1,11 +1,12 @@
 """Kafka records of one partition → raw rows: flat JSON, one object a line (DESIGN 3.7). For the sink.
 
-A batch's bodies of one schema id become one Avro container block in memory, which polars reads and writes out, column by
-column. Between the bodies stands a number drawn for this batch: a body that is too long or too short shifts it, so that
-corrupt bytes are noticed that would decode by chance. What polars reads more widely than Avro means it (an int beyond 32
-bits, a boolean of 2, a time beyond the year 9999) is read as a long and checked by column. Whatever is doubtful, or beyond
-polars (maps, unions of several, records that contain themselves, NaN), takes the general path, record by record: the same
-rows, at a tenth of the speed. One tolerance is left to polars: an index beyond a union of null and T reads as T.
+A batch's bodies of one schema id become one Avro container block in memory, which polars reads and writes out, column
+by column. Between the bodies stands a number drawn for this batch: a body that is too long or too short shifts it, so
+that corrupt bytes are noticed that would decode by chance. What polars reads more widely than Avro means it (an int
+beyond 32 bits, a boolean of 2, a time beyond the year 9999) is read as a long and checked by column. Whatever is
+doubtful, or beyond polars (maps, unions of several, records that contain themselves, NaN), takes the general path,
+record by record: the same rows, at a tenth of the speed. One tolerance is left to polars: an index beyond a union of
+null and T reads as T.
 """
 
 import re
@@ -26,6 +27,7 @@ _FAST_RECORDS_MIN = 8  # fewer are read one by one: a frame of columns costs as 
 _BISECT_RECORDS_MIN = 128
 _INT64 = 2**63
 _SEQ = re.compile(rb"(-?[0-9]{1,19})\.(-?[0-9]{1,19})")
+_Columns = dict[str, Sequence[Any]]
 _INTEGER = re.compile(r"-?[0-9]{1,19}")
 
 
@@ -166,7 +168,7 @@ def flatten_batch(
     groups = _by_schema(records)
     for schema_id, indexes in groups.items():
         whole = len(indexes) == len(records)
-        mine = lineage if whole else {name: [values[index] for index in indexes] for name, values in lineage.items()}
+        mine: _Columns = lineage if whole else {name: [values[i] for i in indexes] for name, values in lineage.items()}
         mine["_schema_id"] = [schema_id] * len(indexes)
         if schema_id is None:
             found = _tombstones([records[index].key for index in indexes], keys, mine)
@@ -177,9 +179,13 @@ def flatten_batch(
             lines[index] = line
     good = [line for line in lines if isinstance(line, bytes)]
     bad = [Undecodable(index, str(line)) for index, line in enumerate(lines) if isinstance(line, BadBody)]
-    ids = {schema_id for schema_id, indexes in groups.items() if any(isinstance(lines[index], bytes) for index in indexes)}
+    ids = {
+        schema_id for schema_id, indexes in groups.items() if any(isinstance(lines[index], bytes) for index in indexes)
+    }
     body = b"\n".join([*good, b""])
-    return Flattened(body, len(good), tuple(bad), tuple(sorted(schema_id for schema_id in ids if schema_id is not None)))
+    return Flattened(
+        body, len(good), tuple(bad), tuple(sorted(schema_id for schema_id in ids if schema_id is not None))
+    )
 
 
 def _by_schema(records: Sequence[ConsumedRecord]) -> dict[int | None, list[int]]:
@@ -196,9 +202,7 @@ def _by_schema(records: Sequence[ConsumedRecord]) -> dict[int | None, list[int]]
     return groups
 
 
-def _tombstones(
-    keys: Sequence[bytes | None], contract: KeyContract, lineage: dict[str, Sequence[Any]]
-) -> list[bytes | BadBody]:
+def _tombstones(keys: Sequence[bytes | None], contract: KeyContract, lineage: _Columns) -> list[bytes | BadBody]:
     lineage["_op"] = ["d"] * len(keys)
     lines: list[bytes | BadBody] = []
     for index, key in enumerate(keys):
@@ -215,7 +219,7 @@ def _line(row: dict[str, Any], lineage: Mapping[str, Sequence[Any]], index: int)
     return msgspec.json.encode(row)
 
 
-def _lineage(origin: Origin, records: Sequence[ConsumedRecord]) -> dict[str, Sequence[Any]]:
+def _lineage(origin: Origin, records: Sequence[ConsumedRecord]) -> _Columns:
     """The lineage columns of a batch, in their order; ``_schema_id`` is filled in by group."""
     count = len(records)
     headers = [_headers(record.headers) for record in records]

@@ -4,18 +4,19 @@ Nothing here reads the schema: an event that version 1 refuses and version 2 acc
 
 **Identity** is blake2b (16 bytes) over the compact JSON text, in UTF-8, of an array:
 
-- ``[entity, key, updated_us, id]``, where ``id`` is the source's own event id, a string or an integer, if it sends one;
+- ``[entity, key, updated_us, id]``, where ``id`` is the source's own event id, a string or an integer, if it sends
+  one;
 - ``[entity, key, updated_us, payload]`` otherwise, ``payload`` being the canonical payload;
 - ``[entity, sha256]`` for an event whose key or time stamp can't be read; sha256 in hex, of its raw bytes.
 
 ``key`` is the key's text and ``updated_us`` an integer. Canonical payload: members sorted by the UTF-8 bytes of their
-names, no white space, numbers as written, strings with the shortest escapes (only ``"``, ``\\`` and control characters are
-escaped, as ``\\b \\t \\n \\f \\r`` or ``\\u00xx``), a repeated name: the last one, as in every parser. An own id that is
-neither string nor integer counts as absent. Test vectors: tests/unit/identity_vectors.json; ids live for years, so a change
-of any of this is a new kind of identity, never an edit.
+names, no white space, numbers as written, strings with the shortest escapes (only ``"``, ``\\`` and control
+characters are escaped, as ``\\b \\t \\n \\f \\r`` or ``\\u00xx``), a repeated name: the last one, as in every parser.
+An own id that is neither string nor integer counts as absent. Test vectors: tests/unit/identity_vectors.json; ids
+live for years, so a change of any of this is a new kind of identity, never an edit.
 
-**Key text**: a string as it is, an integer as written, ``true`` or ``false``; several fields: their compact JSON array.
-Null, missing, fractions, objects and arrays are refused.
+**Key text**: a string as it is, an integer as written, ``true`` or ``false``; several fields: their compact JSON
+array. Null, missing, fractions, objects and arrays are refused.
 """
 
 import re
@@ -147,7 +148,9 @@ def _canonical_slowly(raw: bytes) -> bytes:
     first = raw.lstrip()[:1]
     if first == b"{":
         members = sorted((name.encode(), value) for name, value in _decode_object(raw).items())
-        return b"{%b}" % b",".join(_encode(name.decode()) + b":" + _canonical_slowly(bytes(raw)) for name, raw in members)
+        return b"{%b}" % b",".join(
+            _encode(name.decode()) + b":" + _canonical_slowly(bytes(raw)) for name, raw in members
+        )
     if first == b"[":
         return b"[%b]" % b",".join(_canonical_slowly(bytes(element)) for element in _decode_array(raw))
     if first == b'"':
@@ -185,7 +188,7 @@ def _compile_probe(rules: EventRules) -> tuple[Callable[[bytes], Any], Callable[
 def _single_key(name: str) -> Callable[[Any], str]:
     def text(value: Any) -> str:
         if value.__class__ is str:
-            return value  # type: ignore[no-any-return]
+            return value
         found = _scalar_text(value)
         if found is None:
             raise _Unreadable(pointer(name), _KEY_RULE)
@@ -206,7 +209,7 @@ def _composite_key(names: tuple[str, ...]) -> Callable[[Any], str]:
 
 def _scalar_text(value: Any) -> str | None:
     if value.__class__ is str:
-        return value  # type: ignore[no-any-return]
+        return value
     if value.__class__ is bool:
         return "true" if value else "false"
     return str(value) if value.__class__ is int else None

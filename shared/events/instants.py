@@ -1,9 +1,9 @@
 """Points in time as they are written in JSON, and as whole microseconds since 1970-01-01T00:00:00Z.
 
-What is read: ISO 8601 calendar dates with a time of day, ``2026-11-03T12:34:56.123456Z``; ``T``, ``t`` or a space between
-them; seconds and their fraction (any number of digits, after a point or a comma) may be missing; the offset is ``Z``,
-``+02:00``, ``+0200`` or ``+02``. ``24:00:00`` is the end of the day; ``23:59:60`` UTC, a leap second, is the next day's
-first second, as in POSIX and PostgreSQL. Years 0001 to 9999, counted in UTC.
+What is read: ISO 8601 calendar dates with a time of day, ``2026-11-03T12:34:56.123456Z``; ``T``, ``t`` or a space
+between them; seconds and their fraction (any number of digits, after a point or a comma) may be missing; the offset
+is ``Z``, ``+02:00``, ``+0200`` or ``+02``. ``24:00:00`` is the end of the day; ``23:59:60`` UTC, a leap second, is
+the next day's first second, as in POSIX and PostgreSQL. Years 0001 to 9999, counted in UTC.
 """
 
 import re
@@ -13,7 +13,7 @@ from functools import lru_cache
 MIN_US = -62_135_596_800_000_000  # 0001-01-01T00:00:00Z
 MAX_US = 253_402_300_799_999_999  # 9999-12-31T23:59:59.999999Z
 DAY_US = 86_400_000_000
-_EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 - naive on purpose: arithmetic in UTC only
+_EPOCH = datetime(1970, 1, 1)  # naive: all arithmetic is in UTC
 _EPOCH_DAY = date(1970, 1, 1).toordinal()
 MIN_DAY, MAX_DAY = 1 - _EPOCH_DAY, date.max.toordinal() - _EPOCH_DAY
 

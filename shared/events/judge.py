@@ -1,15 +1,20 @@
-"""The general path: any Avro schema, one event at a time, at full strictness. It is the judge of every doubtful event.
+"""The general path: any Avro schema, one event at a time, at full strictness. It is the judge of every doubtful
+event.
 
-JSON → datum by a typed walk (a bool is no int, ranges hold, decimals are exact, no lone surrogates, no unknown field at any
-depth, exactly one branch of a union fits) → bytes by fastavro → read back and compared. Compiled code never refuses an event
-by itself: what it does not accept comes here, so the two can't disagree about what is valid, and refusals read alike.
+JSON → datum by a typed walk (a bool is no int, ranges hold, decimals are exact, no lone surrogates, no unknown field
+at any depth, exactly one branch of a union fits) → bytes by fastavro → read back and compared. Compiled code never
+refuses an event by itself: what it does not accept comes here, so the two can't disagree about what is valid, and
+refusals read alike.
 
 A field's own rules, decided here:
 
 - an absent field takes the schema's default; without one it is refused, also where null would do: absent is not null;
-- an integer is no string and no bool; ``1.0`` is no integer; an integer is a float or double if that holds it exactly;
-- a fraction is rounded to the nearest double or float, as everywhere; NaN and infinities are refused, written or overflowed;
-- in a union an integer fits a float or double only if the union has no int or long; otherwise exactly one branch must fit;
+- an integer is no string and no bool; ``1.0`` is no integer; an integer is a float or double if that holds it
+  exactly;
+- a fraction is rounded to the nearest double or float, as everywhere; NaN and infinities are refused, written or
+  overflowed;
+- in a union an integer fits a float or double only if the union has no int or long; otherwise exactly one branch must
+  fit;
 - a name that stands twice in one object is refused as HOSTILE: parsers disagree about which value it has.
 """
 
@@ -176,7 +181,9 @@ class Judge:
 
 
 class _Walk:
-    """One event's walk. It remembers what fitted which branch, so that nested unions cost one try per value, not 2^depth."""
+    """One event's walk. It remembers what fitted which branch, so that nested unions cost one try per value, not
+    2^depth.
+    """
 
     def __init__(self, judge: Judge) -> None:
         self._judge = judge
@@ -197,7 +204,9 @@ class _Walk:
             case Map():
                 if value.__class__ is not dict:
                     raise _wrong_type(path, "an object", value)
-                return {_clean(name, path): self.value(node.values, item, (*path, name)) for name, item in value.items()}
+                return {
+                    _clean(name, path): self.value(node.values, item, (*path, name)) for name, item in value.items()
+                }
 
     def record(self, node: Record, value: Any, path: Path) -> dict[str, Any]:
         if value.__class__ is not dict:
@@ -351,10 +360,7 @@ def _default(node: Node, value: Any) -> Any:
         case Record():
             if not isinstance(value, dict):
                 raise ValueError("must be an object")
-            return {
-                field.name: _default(field.type, value.get(field.name, field.default))
-                for field in node.fields
-            }
+            return {field.name: _default(field.type, value.get(field.name, field.default)) for field in node.fields}
         case Array():
             return [_default(node.items, item) for item in value]
         case Map():

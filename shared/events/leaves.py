@@ -4,9 +4,9 @@ How JSON spells what it has no type for:
 
 - *bytes*, *fixed*: base64 text (the standard alphabet, padded, no white space, unused bits zero: one spelling each);
 - *decimal*: a number or a string holding one; exact: more digits than the scale holds are refused, zeros aside;
-- *timestamp-\\**: ISO 8601 text with offset (or the entity's ``utc_offset``), *local-timestamp-\\**: without; *time-\\**:
-  ``HH:MM:SS[.f]``; *date*: ``YYYY-MM-DD``; each also as an integer in the type's own unit. Exact: what is finer than the
-  unit is refused, and so is what lies outside the years 1 to 9999 or the day;
+- *timestamp-\\**: ISO 8601 text with offset (or the entity's ``utc_offset``), *local-timestamp-\\**: without;
+  *time-\\**: ``HH:MM:SS[.f]``; *date*: ``YYYY-MM-DD``; each also as an integer in the type's own unit. Exact: what is
+  finer than the unit is refused, and so is what lies outside the years 1 to 9999 or the day;
 - *uuid*: 8-4-4-4-12 hex digits; on a string kept as written;
 - *enum*: a symbol.
 

@@ -1,8 +1,9 @@
-"""One Avro body → one flat row, by a reader of our own: the general path of flattening, and the judge of undecodable bytes.
+"""One Avro body → one flat row, by a reader of our own: the general path of flattening, and the judge of undecodable
+bytes.
 
-fastavro's reader is not used on bytes that come from a topic: 5 KB of nested records crash it. This one bounds depth, knows
-which branch of a union was written, and refuses what others misread: an int beyond 32 bits, a boolean other than 0 and 1, an
-index beyond its union or enum, a length beyond the body, bytes that are left over.
+fastavro's reader is not used on bytes that come from a topic: 5 KB of nested records crash it. This one bounds depth,
+knows which branch of a union was written, and refuses what others misread: an int beyond 32 bits, a boolean other
+than 0 and 1, an index beyond its union or enum, a length beyond the body, bytes that are left over.
 """
 
 import math
@@ -166,7 +167,9 @@ def binary_formatter(leaf: Leaf) -> Callable[[bytes], str]:
 
 
 def decimal_text(value: bytes, scale: int) -> str:
-    """``-1.20`` for the unscaled -120 at scale 2: as many digits after the point as the scale says, never an exponent."""
+    """``-1.20`` for the unscaled -120 at scale 2: as many digits after the point as the scale says, never an
+    exponent.
+    """
     unscaled = int.from_bytes(value, "big", signed=True)
     digits = str(abs(unscaled)).rjust(scale + 1, "0")
     sign = "-" if unscaled < 0 else ""
@@ -196,7 +199,9 @@ def _finite(value: float) -> float | str:
 
 
 def _flatten(node: Node, datum: Any, prefix: str, inside: tuple[Record, ...], row: dict[str, Any]) -> None:
-    """Writes the columns of a value into the row; of an absent one (``None``), null into each. Mirrors ``columns.columns``."""
+    """Writes the columns of a value into the row; of an absent one (``None``), null into each. Mirrors
+    ``columns.columns``.
+    """
     match node:
         case Record() if node not in inside:
             for field in node.fields:
@@ -216,7 +221,9 @@ def _flatten(node: Node, datum: Any, prefix: str, inside: tuple[Record, ...], ro
 
 
 def _native(node: Node, datum: Any) -> Any:
-    """A value that stays JSON: objects and arrays as they are; a union of several, an object of one member per branch."""
+    """A value that stays JSON: objects and arrays as they are; a union of several, an object of one member per
+    branch.
+    """
     if datum is None:
         return None
     match node:

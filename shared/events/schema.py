@@ -1,7 +1,8 @@
 """An Avro schema as a small tree, the same for everything that walks it: judging, compiling, flattening.
 
-Logical types are folded into their leaves; a logical type that is not known, or does not fit its type, counts as absent, as
-the Avro specification has it (a decimal without a usable precision is refused: its values would be read wrongly).
+Logical types are folded into their leaves; a logical type that is not known, or does not fit its type, counts as
+absent, as the Avro specification has it (a decimal without a usable precision is refused: its values would be read
+wrongly).
 """
 
 import json
@@ -136,8 +137,10 @@ def key_leaf(name: str, root: Record) -> Leaf:
     if isinstance(leaf, Union):
         raise ContractError(f"key field {name!r} may be null or of several types: a key field has one type, never null")
     if not isinstance(leaf, Leaf) or leaf.kind not in _KEY_KINDS or leaf.logical not in (None, "uuid"):
-        raise ContractError(f"key field {name!r} must be a string, uuid, int, long, boolean or enum: values of other types "
-                            "have several spellings as text")
+        raise ContractError(
+            f"key field {name!r} must be a string, uuid, int, long, boolean or enum: values of other types have several "
+            "spellings as text"
+        )
     return leaf
 
 
@@ -150,7 +153,7 @@ def beyond_compiling(root: Record) -> tuple[str, ...]:
     reasons: dict[str, None] = {}
     for count, (path, depth, node) in enumerate(_walk(root, "", 0)):
         if count > COMPILED_NODES_MAX or depth > COMPILED_DEPTH_MAX:
-            return (*reasons, f"more than {COMPILED_NODES_MAX} values, or {COMPILED_DEPTH_MAX} levels, when written out")
+            return (*reasons, f"more than {COMPILED_NODES_MAX} values or {COMPILED_DEPTH_MAX} levels when written out")
         if isinstance(node, Record) and node.recursive:
             reasons[f"{path}: record {node.name} contains itself"] = None
         if isinstance(node, Union) and node.nullable() is None:
@@ -237,8 +240,10 @@ class _Parser:
     def _counted(self, items: Any, path: str, depth: int) -> Node:
         node = self.node(items, path, depth + 1)
         if not _takes_room(node):
-            raise ContractError(f"{path}: an array of items that take no bytes can't be bounded: ten bytes may claim "
-                                "2^62 items. Give the item a field")
+            raise ContractError(
+                f"{path}: an array of items that take no bytes can't be bounded: ten bytes may claim "
+                "2^62 items. Give the item a field"
+            )
         return node
 
     def _union(self, schema: list[Any], path: str, depth: int) -> Node:
@@ -259,7 +264,11 @@ class _Parser:
         self._named[record.name] = record
         self._open.append(record)
         record.fields = tuple(
-            Field(field["name"], self.node(field["type"], f"{path}/{field['name']}", depth + 1), field.get("default", UNSET))
+            Field(
+                field["name"],
+                self.node(field["type"], f"{path}/{field['name']}", depth + 1),
+                field.get("default", UNSET),
+            )
             for field in schema["fields"]
         )
         self._open.pop()
@@ -268,7 +277,7 @@ class _Parser:
     def _leaf(self, schema: dict[str, Any], path: str) -> Leaf:
         kind = schema["type"]
         logical = schema.get("logicalType")
-        if kind not in _LOGICAL_TYPES.get(logical, ()) or (logical == "uuid" and kind == "fixed" and schema["size"] != 16):
+        if kind not in _LOGICAL_TYPES.get(str(logical), ()) or (logical == "uuid" and schema.get("size", 16) != 16):
             logical = None
         precision, scale = schema.get("precision", 0), schema.get("scale", 0)
         if logical == "decimal":

@@ -1,8 +1,9 @@
 """One answer of the source, split into the bytes of its elements, so that a bad event spoils only itself.
 
-The fast path lets msgspec find the elements. Where the page is bad JSON (one element holds NaN, or ten thousand brackets),
-a scanner that knows no more than strings and brackets splits it; what it can split is complete, and each element is then
-judged by itself. Anything else raises ``MalformedPage``: the page is asked for again, and nothing of it is parked.
+The fast path lets msgspec find the elements. Where the page is bad JSON (one element holds NaN, or ten thousand
+brackets), a scanner that knows no more than strings and brackets splits it; what it can split is complete, and each
+element is then judged by itself. Anything else raises ``MalformedPage``: the page is asked for again, and nothing of
+it is parked.
 """
 
 import re
@@ -101,7 +102,8 @@ def _value(text: bytes, part: tuple[int, int]) -> tuple[int, int]:
 def _parts(text: bytes, start: int, end: int) -> Iterator[tuple[int, int]]:
     """The spans between the commas of the object or array that fills ``text[start:end]``, trimmed.
 
-    Depth is a count, not a stack, so any nesting is scanned in constant memory, and ``{"a":[1}}`` spoils one element only.
+    Depth is a count, not a stack, so any nesting is scanned in constant memory, and ``{"a":[1}}`` spoils one element
+    only.
     """
     opener = text[start : start + 1]
     closer = {b"[": b"]", b"{": b"}"}.get(opener)

@@ -98,7 +98,8 @@ class KafkaAdmin:
         ``replication=-1`` takes the cluster's default. Raises ``TopicRefused`` when it can't be made, or when the one
         there is compacted (which drops changes) or has fewer partitions; ``KafkaUnreachable``.
         """
-        wanted = NewTopic(topic, partitions, replication, topic_configs={"cleanup.policy": "delete", **(config or {})})
+        wanted = NewTopic(topic, partitions, 1, topic_configs={"cleanup.policy": "delete", **(config or {})})
+        wanted.replication_factor = replication  # the constructor refuses the protocol's -1, the cluster's default
         made = False
         if await self.missing([topic]):
             answer = await self._call(lambda admin: admin.create_topics([wanted]))

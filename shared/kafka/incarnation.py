@@ -193,6 +193,8 @@ class Incarnation:
         for batch in waiting:
             if batch._drain_waiter.done():
                 batch._drain_waiter.exception()  # nobody waits for it; asyncio would complain
+        if (sender := self.producer._sender.sender_task) is not None:
+            sender.remove_done_callback(self.producer._sender._fail_all)  # fails itself without a transaction
         self.producer._closed = True  # a later stop() returns at once
         for connection in self.producer.client._conns.values():
             if connection._writer is not None:

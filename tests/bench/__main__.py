@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from contextlib import ExitStack
 
 from deploy.local.stack import Stack
 from tests.bench import poller_bench
@@ -13,8 +14,11 @@ def main() -> int:
     arguments.add_argument("--stack", help="a running stack; by default one is started and taken down")
     arguments.add_argument("part", nargs="*", choices=["poller", "sink"], default=["poller", "sink"])
     chosen = arguments.parse_args()
-    stack = Stack.attach(chosen.stack) if chosen.stack else Stack("bench")
-    with stack:
+    with ExitStack() as ending:
+        stack = Stack.attach(chosen.stack) if chosen.stack else Stack("bench")
+        ending.callback(stack.down)  # of an attached stack: only what was added here
+        if not chosen.stack:
+            stack.up()
         for part in chosen.part:
             if part == "poller":
                 report("poller", poller_bench.run(stack, chosen.events))

@@ -29,6 +29,7 @@ async def test_a_producer_has_the_parts_that_its_destruction_takes_apart() -> No
     assert isinstance(producer._sender, Sender)
     assert isinstance(producer.client, AIOKafkaClient)
     assert producer._sender.sender_task is None
+    assert callable(producer._sender._fail_all)
     assert producer._closed is False
     assert producer.client._conns == {}
     assert isinstance(AIOKafkaAdminClient(bootstrap_servers="127.0.0.1:9")._client, AIOKafkaClient)

@@ -289,6 +289,8 @@ async def test_an_outage_between_pages_leaves_nothing_unknown(
     publisher = await publisher_at(broker.proxied, edges, delivery_deadline_s=2.0)
     books.note(records := page(0, 10), await publisher.publish(topic, records))
     await proxy.set_mode("refuse")
+    while await publisher.reachable():  # a reset that isn't noticed yet makes the next page unknown, rightly
+        pass
 
     outcomes = books.note(records := page(100, 10), await publisher.publish(topic, records))
 
