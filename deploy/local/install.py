@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from deploy.local import jars, kafka, preflight
+from deploy.local.leash import leashed
 from deploy.local.places import CHECKOUT, HERE, Installed, cache_home, own_folder
 
 _DOWNLOAD_MB, _UNPACKED_MB = 680, 1150
@@ -236,7 +237,9 @@ def _pip_settings(python: Path) -> dict[str, str]:
 
 def _run(log: Path, *command: str, env: dict[str, str] | None = None, cwd: Path | None = None) -> None:
     with log.open("a") as output:
-        subprocess.run(command, check=True, stdout=output, stderr=subprocess.STDOUT, env=env, cwd=cwd or log.parent)
+        subprocess.run(
+            leashed(*command), check=True, stdout=output, stderr=subprocess.STDOUT, env=env, cwd=cwd or log.parent
+        )
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import tarfile
 from pathlib import Path
 
 from deploy.local import preflight
+from deploy.local.leash import leashed
 from deploy.local.places import HERE, cache_home
 
 POMS = HERE / "jars"
@@ -32,7 +33,7 @@ def fetch(repository: Path, folder: Path, log: Path) -> None:
         command = ["mvn", "-B", "-ntp", f"-Dmaven.repo.local={repository}", "-f", str(project / "pom.xml"), _COPY]
         command += ["-DincludeScope=runtime", f"-DoutputDirectory={folder / group}"]
         with log.open("a") as output:
-            subprocess.run(command, check=True, stdout=output, stderr=subprocess.STDOUT, cwd=project)
+            subprocess.run(leashed(*command), check=True, stdout=output, stderr=subprocess.STDOUT, cwd=project)
         shutil.rmtree(project)
     compare(sums(folder), committed())
 

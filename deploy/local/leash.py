@@ -1,4 +1,4 @@
-"""Exec a command that dies with its parent: ``leash.py PARENT_PID DEATH_SIGNAL USER COMMAND…`` (USER ``-``: stay).
+"""Exec a command that dies with its parent; run as ``leash.py PARENT_PID DEATH_SIGNAL USER COMMAND…``.
 
 A program of its own instead of a ``preexec_fn``, which may deadlock in a parent that has threads.
 """
@@ -10,6 +10,11 @@ import signal
 import sys
 
 PR_SET_PDEATHSIG = 1
+
+
+def leashed(*command: str, death_signal: signal.Signals = signal.SIGKILL, user: str | None = None) -> list[str]:
+    """``command`` as a child of ours that gets ``death_signal`` when the thread that started it ends."""
+    return [sys.executable, "-IS", __file__, str(os.getpid()), str(int(death_signal)), user or "-", *command]
 
 
 def main(arguments: list[str]) -> None:

@@ -4,10 +4,9 @@ import os
 import pwd
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
-from deploy.local.places import HERE
+from deploy.local.leash import leashed
 
 SUPERUSER = "app"
 _UNPRIVILEGED = "nobody"
@@ -29,8 +28,9 @@ def prepare(folder: Path, binaries: Path) -> None:
         os.chown(folder, account.pw_uid, account.pw_gid)
     command = [str(binaries / "initdb"), "-D", str(folder), "-U", SUPERUSER, "-A", "trust", "--no-sync"]
     command += ["-E", "UTF8", "--locale=C.UTF-8"]
-    leash = [sys.executable, "-IS", str(HERE / "leash.py"), str(os.getpid()), "9", run_as() or "-"]
-    subprocess.run([*leash, *command], check=True, capture_output=True, text=True, cwd="/", env={"LANG": "C.UTF-8"})
+    subprocess.run(
+        leashed(*command, user=run_as()), check=True, capture_output=True, text=True, cwd="/", env={"LANG": "C.UTF-8"}
+    )
 
 
 def server_command(folder: Path, binaries: Path, port: int, options: tuple[str, ...] = ()) -> tuple[str, ...]:

@@ -7,7 +7,6 @@ and dies with the owner even when that is killed.
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +14,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from deploy.local.places import CHECKOUT, HERE
+from deploy.local.leash import leashed
+from deploy.local.places import CHECKOUT
 from deploy.local.processes import Process
 
 _POLL_S = 0.1
@@ -105,16 +105,15 @@ class Supervision:
 
     def _spawn(self, process: Process, env: Mapping[str, str]) -> Child:
         self.logs.mkdir(parents=True, exist_ok=True)
-        leash = (sys.executable, "-IS", str(HERE / "leash.py"), str(os.getpid()), str(int(process.crash_signal)))
         with (self.logs / process.log_file).open("ab") as log:
             running = subprocess.Popen(
-                [*leash, process.user or "-", *process.command],
+                leashed(*process.command, death_signal=process.crash_signal, user=process.user),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 cwd=process.cwd or CHECKOUT,
                 env={**env, **process.env},
-                start_new_session=True,
+
             )
         child = Child(process, running, started_ticks(running.pid) or 0, ended=threading.Event())
         self.children[process.name] = child

@@ -10,8 +10,8 @@ from shared.entities import Entity
 from shared.events.flatten import schema_id_of
 from shared.events.model import Reason
 from shared.kafka.records import parse_headers
-from shared.parked.model import KafkaPosition, ParkedEvent, undecodable
 from shared.parked.calls import ParkedUnavailable
+from shared.parked.model import KafkaPosition, ParkedEvent, undecodable
 from shared.parked.store import ParkedStore
 
 log = logs.get_logger(__name__)

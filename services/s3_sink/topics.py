@@ -1,7 +1,7 @@
 """What Kafka says about a topic: which one it is, and how far it reaches."""
 
-from shared.kafka.chunks import LogBounds
 from shared.kafka.admin import KafkaAdmin
+from shared.kafka.chunks import LogBounds
 from shared.raw.generation import TopicLife
 
 

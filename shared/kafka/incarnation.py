@@ -23,6 +23,7 @@ from shared.kafka.settings import KafkaSettings
 CLOSE_S = 3.0
 """Bounds each of: a flush of what is left at the end, the death of the sender, the closing of the connections."""
 _RETRY_S = 0.1
+_CANCELLATIONS = 6
 
 
 class ProducerDestroyed(KafkaError):  # type: ignore[misc]  # aiokafka publishes no types
@@ -183,32 +184,64 @@ class Incarnation:
         self.retired = True
         if self._destruction is None:
             self._fail_all()
+            self._cut_off()
             self._destruction = asyncio.create_task(self._tear_down(), name="kafka-producer-destruction")
         await asyncio.shield(self._destruction)
 
     def _fail_all(self) -> None:
         accumulator = self.producer._message_accumulator
         waiting = [batch for batches in accumulator._batches.values() for batch in batches]
+        # A batch that waits for its second try isn't in the set from which its end removes it.
+        accumulator._pending_batches = _ForgivingSet(accumulator._pending_batches)
         accumulator.fail_all(ProducerDestroyed("the producer was destroyed after an unknown outcome"))
         for batch in waiting:
             if batch._drain_waiter.done():
                 batch._drain_waiter.exception()  # nobody waits for it; asyncio would complain
         if (sender := self.producer._sender.sender_task) is not None:
             sender.remove_done_callback(self.producer._sender._fail_all)  # fails itself without a transaction
+
+    def _cut_off(self) -> None:
+        """No more bytes leave, no connection is made again, and nobody waits for metadata that won't come."""
+        client = self.producer.client
         self.producer._closed = True  # a later stop() returns at once
-        for connection in self.producer.client._conns.values():
+        client._get_conn = _no_connection
+        client.force_metadata_update = _no_metadata
+        if client._md_update_fut is not None and not client._md_update_fut.done():
+            client._md_update_fut.set_result(False)
+        for connection in client._conns.values():
             if connection._writer is not None:
                 connection._writer.transport.abort()  # close() would flush what is in the buffer
 
     async def _tear_down(self) -> None:
+        await self._close_client()
         sender = self.producer._sender.sender_task
-        # The sender takes one cancellation as "wait for the requests in flight"; each further one ends such a wait.
-        for _ in range(3):
-            if sender is None or sender.done():
-                break
+        if sender is None:
+            return
+        # The sender takes the first cancellation as "wait for the requests in flight"; a further one ends such a wait.
+        for _ in range(_CANCELLATIONS):
             sender.cancel()
-            await asyncio.wait([sender], timeout=CLOSE_S / 3)
-        if sender is not None and sender.done() and not sender.cancelled():
+            done, _ = await asyncio.wait([sender], timeout=CLOSE_S / _CANCELLATIONS)
+            if done:
+                break
+        if sender.done() and not sender.cancelled():
             sender.exception()
+        await self._close_client()
+
+    async def _close_client(self) -> None:
         with suppress(TimeoutError, KafkaError, OSError):
             await asyncio.wait_for(self.producer.client.close(), CLOSE_S)
+
+
+class _ForgivingSet(set[Any]):
+    def remove(self, element: Any) -> None:
+        self.discard(element)
+
+
+async def _no_connection(*_: object, **__: object) -> None:
+    return None
+
+
+def _no_metadata() -> "asyncio.Future[bool]":
+    nothing: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+    nothing.set_result(False)
+    return nothing

@@ -150,7 +150,11 @@ class Capture:
     async def _settle(self, reading: Reading, request: Request, page: Page) -> None:
         """Durable first, then the commit, then the next page. Raises ``PauseEntity`` where the page asks for it."""
         self._all_recorded = not page.events
-        await self._delivery.deliver(page.events)
+        try:
+            await self._delivery.deliver(page.events)
+        except PauseEntity:  # raised before anything of the page was sent
+            self._all_recorded = True
+            raise
         if page.commit is not None:
             await self._commit(page.commit)
         reading.apply(page)

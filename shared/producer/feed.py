@@ -159,12 +159,12 @@ class FeedClient:
         budget = budgets.of(source.url, source.requests_per_s)
         return cls(source, budget, client, total_s)
 
-    async def get(self, parameters: dict[str, str], *, no_cache: bool = False) -> FeedAnswer:
+    async def get(self, parameters: dict[str, str]) -> FeedAnswer:
         """One page. Raises ``SourceError``."""
-        age_s, answer = await self._authorised(parameters, no_cache)
-        if age_s > 0 and not no_cache:
+        age_s, answer = await self._authorised(parameters, no_cache=False)
+        if age_s > 0:
             asked = answer.requests
-            age_s, answer = await self._authorised(parameters, True)
+            age_s, answer = await self._authorised(parameters, no_cache=True)
             answer = FeedAnswer(answer.body, answer.server_date_us, answer.elapsed_s, asked + answer.requests)
         if age_s > 0:
             raise SourceMalformed(

@@ -1,7 +1,9 @@
-"""How far an entity is read: the cursor, the two swept marks, the floor, and what moves them. Pure.
+"""How far an entity is read: the floor, the two swept marks and the cursor, in this order, and what moves them. Pure.
 
-    floor           cap_swept - cap          swept - window        cursor        the source's clock
-      |  not wanted any more  |  cap lookback  |  lookback           |  tail           |  nothing moves beyond
+Each mark is a promise about rows dated below it. Unseen rows below the *floor* are not published any more. What is
+dated below ``cap_swept_us - lateness_cap`` or ``swept_us - window`` can't be found by the next lookback of its kind, so
+that these move only when one is completed. The *cursor* moves over what the tail was shown whole. None of them passes
+the source's clock: a row that is stamped and committed after that would be behind it at birth.
 """
 
 from msgspec import Struct

@@ -84,7 +84,9 @@ class Run(Struct, frozen=True, kw_only=True):
     probe: Literal["none", "earlier", "later"] = "none"
     probed: bool = False
     open_rows: int = 0  # the answer that a probe is to prove whole
-    later_us: int | None = None  # a row that is known to come after this tick
+    cut_alike: bool = False  # asked from earlier on, the answer ended in this tick at the same length
+    looked_later: bool = False
+    later_us: int | None = None  # a row that comes after this tick, shown a moment ago
 
 
 class Known(Struct, frozen=True, kw_only=True):
@@ -95,6 +97,7 @@ class Known(Struct, frozen=True, kw_only=True):
     longest_rows: int  # longest answer that held several ticks, this one included
     latest_us: int | None  # last tick of the last whole tail run
     stamp_before: Callable[[int], int | None]  # a recorded stamp below a tick
+    more_than: Callable[[int, int], bool]  # are more rows than so many recorded since that time?
 
 
 class Step(Struct, frozen=True, kw_only=True):
@@ -144,6 +147,8 @@ def _on(run: Run, last_us: int, known: Known) -> Step:
         since_us=last_us - known.granularity_us if run.exclusive else last_us,
         looked_below=False,
         probed=False,
+        cut_alike=False,
+        looked_later=False,
         later_us=None,
     )
     return Step(run=following, kind="on")
@@ -152,7 +157,7 @@ def _on(run: Run, last_us: int, known: Known) -> Step:
 def _not_whole(run: Run, rows: int, known: Known, *, cut: bool) -> Step:
     """The answer did not get beyond the tick, and nothing proves that this was all of it.
 
-    ``cut``: later rows are known, and it doesn't show them: certainly more of this tick is to come.
+    ``cut``: rows were shown later than this, and it doesn't show them: more of this tick is to come, or they are gone.
     """
     if run.limit is not None and rows >= run.limit and run.limit < known.limit_max:
         return _again(run, limit=min(2 * run.limit, known.limit_max))
@@ -167,30 +172,34 @@ def _not_whole(run: Run, rows: int, known: Known, *, cut: bool) -> Step:
     return _give_up(run, rows, known, cut=cut)
 
 
-def _give_up(run: Run, rows: int, known: Known, *, cut: bool) -> Step:
-    """Every question was asked. What is certainly cut pauses; the rest may be whole, and waits for the next change."""
-    runs = 1 + (run.unproved.runs if run.unproved.at_us == run.at_us else 0)
-    run = replace(run, unproved=Unproved(at_us=run.at_us, runs=runs, rows=rows, within_us=run.within_us))
-    if cut or rows > OPEN_ROWS_MAX:
-        pause = _stuck(run, rows) if cut or runs >= PATIENCE_RUNS else None
-        return Step(run=run, kind="end", unproved=True, pause=pause)
-    if run.ascending and runs % PATIENCE_RUNS == 0:
-        # The one way to be stuck unseen: a first tick that fills tiny pages, hiding all that follows.
-        return _again(run, since_us=run.at_us + known.granularity_us, probe="later", open_rows=rows)
-    return Step(run=run, kind="end")
-
-
 def _after_probe(run: Run, answer: Survey, known: Known) -> Step:
     """The rows of a probe are rows like any others; about the run it tells only whether the tick was whole."""
     calm = replace(run, probe="none", since_us=run.at_us - known.granularity_us, looked_below=True)
     if run.probe == "later":
         if answer.last_us is None or answer.last_us <= run.at_us:
-            return Step(run=calm, kind="end")
-        return _again(calm, later_us=answer.last_us)
+            return _give_up(calm, run.open_rows, known, cut=False)
+        return _again(calm, later_us=answer.last_us)  # if the tick still hides them, it is cut for certain
     if answer.rows > run.open_rows:
         return _whole(calm)
-    cut = run.ascending and answer.ascending and answer.several and answer.rows == run.open_rows
-    return _give_up(calm, run.open_rows, known, cut=cut)
+    same = run.ascending and answer.ascending and answer.several and answer.rows == run.open_rows
+    return _give_up(replace(calm, cut_alike=same), run.open_rows, known, cut=same)
+
+
+def _give_up(run: Run, rows: int, known: Known, *, cut: bool) -> Step:
+    """Nothing proves the tick whole. What is certainly cut pauses; the rest stands, and mostly the next change tells."""
+    runs = 1 + (run.unproved.runs if run.unproved.at_us == run.at_us else 0)
+    if run.ascending and not run.looked_later and (cut or runs % PATIENCE_RUNS == 0):
+        # Every so often even without a doubt: a first tick that fills tiny pages would hide all that follows for ever.
+        since_us = run.at_us + known.granularity_us
+        return _again(run, since_us=since_us, probe="later", looked_later=True, open_rows=rows)
+    run = replace(run, unproved=Unproved(at_us=run.at_us, runs=runs, rows=rows, within_us=run.within_us))
+    certain = run.later_us is not None
+    full = run.limit is not None and rows >= run.limit
+    small = rows <= OPEN_ROWS_MAX and not (full or run.cut_alike or certain)
+    if small and run.ascending:
+        return Step(run=run, kind="end")
+    hopeless = runs >= PATIENCE_RUNS and (not small or known.more_than(rows, run.since_us))
+    return Step(run=run, kind="end", unproved=True, pause=_stuck(run, rows) if certain or hopeless else None)
 
 
 def _again(run: Run, **changes: object) -> Step:

@@ -59,7 +59,7 @@ class Wait(Struct, frozen=True):
 
 
 class Page(Struct, frozen=True, kw_only=True):
-    """One judged answer. First make ``events`` durable, then ``commit``, then ``Reading.apply``, then mind ``pause``."""
+    """One judged answer: make ``events`` durable, then ``commit``, then ``Reading.apply``, then mind ``pause``."""
 
     request: Request
     state: CursorState
@@ -114,7 +114,9 @@ class Reading:
 
     def next_request(self, monotonic_s: float) -> Request | Wait:
         """What to ask now, or when to come again. Tail and lookbacks take turns, so that neither starves the other."""
-        due = [lane for lane in self._lanes() if lane in self._runs or self._due_s.get(lane, monotonic_s) <= monotonic_s]
+        due = [
+            lane for lane in self._lanes() if lane in self._runs or self._due_s.get(lane, monotonic_s) <= monotonic_s
+        ]
         if not due:
             return Wait(min(self._due_s[lane] for lane in self._lanes()))
         lane = due[1] if len(due) > 1 and due[0] == self._last_lane == "tail" else due[0]
@@ -236,6 +238,7 @@ class Reading:
             longest_rows=longest_rows,
             latest_us=self.state.latest_us,
             stamp_before=self._seen.stamp_before,
+            more_than=self._seen.more_than,
         )
 
     def _late(self, numbered: Numbered) -> list[int]:
@@ -264,7 +267,7 @@ class Reading:
         limit = self._limits.seen_bytes_max
         if shrunk_us is not None or self._seen.floor_for(limit, numbered.entries) is None:
             return None
-        return f"the rows of one tick, and those dated beyond the clock, need more than seen_bytes_max ({limit}); raise it"
+        return f"one tick, and rows dated beyond the clock, need more than seen_bytes_max ({limit}): raise it"
 
     def _commit(
         self, state: CursorState, numbered: Numbered, history: tuple[str, str] | None, shown_us: int

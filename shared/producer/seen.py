@@ -117,6 +117,16 @@ class Seen:
         stamps = [us for page in self._pages for us in (page.min_us, page.max_us) if us < tick_us]
         return max(stamps, default=None)
 
+    def more_than(self, rows: int, since_us: int) -> bool:
+        """Are more rows than so many known to be dated since then? (Of a page that reaches further back: none.)"""
+        known: set[bytes] = set()
+        for page in self._pages:
+            if page.min_us >= since_us:
+                known.update(page.keys or page.identities)
+                if len(known) > rows:
+                    return True
+        return False
+
     def floor_for(self, bytes_max: int, arriving: bytes) -> int | None:
         """The least time below which pages must go so that all fits once ``arriving`` is added; None: it fits."""
         excess = self.entries + len(arriving) // ENTRY_BYTES - bytes_max // self._entry_bytes

@@ -29,7 +29,7 @@ def run(stack: Stack, events: int, page_rows: int = 5_000) -> dict[str, float]:
         namespace = f"bench-{uuid.uuid4().hex[:8]}"
         source, health = stack.free_port("bench-source"), stack.free_port("bench-poller")
         python = str(stack.product_python)
-        env = _configure(Path(folder), source, page_rows) | {
+        env = configure(Path(folder), source, page_rows) | {
             "TIDEMARK_NAMESPACE": namespace,
             "TIDEMARK_HTTP_PORT": str(health),
             "TIDEMARK_LOG_LEVEL": "warning",
@@ -61,7 +61,8 @@ def run(stack: Stack, events: int, page_rows: int = 5_000) -> dict[str, float]:
             stack.kill("bench-source")
 
 
-def _configure(folder: Path, source_port: int, page_rows: int) -> dict[str, str]:
+def configure(folder: Path, source_port: int, page_rows: int) -> dict[str, str]:
+    """Write the bench entity into ``folder``; give the settings that name it."""
     (folder / "order.avsc").write_text(json.dumps(SCHEMA))
     (folder / "bench.yaml").write_text(
         f"""

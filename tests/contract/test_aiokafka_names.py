@@ -31,7 +31,11 @@ async def test_a_producer_has_the_parts_that_its_destruction_takes_apart() -> No
     assert producer._sender.sender_task is None
     assert callable(producer._sender._fail_all)
     assert producer._closed is False
+    assert isinstance(producer._message_accumulator._pending_batches, set)
     assert producer.client._conns == {}
+    assert producer.client._md_update_fut is None
+    assert inspect.iscoroutinefunction(producer.client._get_conn)
+    assert asyncio.isfuture(producer.client.force_metadata_update())
     assert isinstance(AIOKafkaAdminClient(bootstrap_servers="127.0.0.1:9")._client, AIOKafkaClient)
     await producer.stop()
 

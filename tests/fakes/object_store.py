@@ -16,7 +16,7 @@ class Fault(Enum):
 
 
 class MemoryStore:
-    """An ``ObjectStore``. ``fault(operation, key)`` may choose a fault for each request; ``turns`` how often it yields."""
+    """An ``ObjectStore``. ``fault(operation, key)`` may choose a fault for a request, ``turns`` how often it yields."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""One Kafka topic and its group in memory, for the sink: records with gaps between offsets, and commits that regress."""
+"""Kafka topics and a group in memory, for the sink: records with gaps between offsets, and commits that regress."""
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence

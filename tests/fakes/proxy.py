@@ -9,6 +9,7 @@ import asyncio
 import random
 import socket
 import ssl
+from collections.abc import Callable
 from contextlib import suppress
 from types import TracebackType
 from typing import Literal, Self
@@ -46,6 +47,8 @@ class TcpProxy:
         self.delay_s = 0.0
         self.accepted = 0
         self.answers = 0
+        self.loses: Callable[[bytes], bool] | None = None
+        """Requests, as they come from the socket, that never reach the target; their connection stays."""
         self._target = (target_host, target_port)
         self._tls = tls
         self._mode: Mode = "pass"
@@ -151,7 +154,7 @@ class TcpProxy:
                 if self._mode == "delay":
                     await asyncio.sleep(self.delay_s)
                 dead = dead or self._mode == "half_open" or (answers and self._mode == "drop_answers")
-                if dead:
+                if dead or (self.loses is not None and not answers and self.loses(piece)):
                     continue
                 if answers and self._is_cut(piece, writer):
                     return

@@ -34,8 +34,6 @@ from tests.fakes.http_source import HttpSource, Reply
 class Request(Struct, frozen=True):
     since_us: int = 1_767_323_045_123_456
     limit: int | None = None
-    offset: int | None = None
-    no_cache: bool = False
 
 
 @pytest.fixture
@@ -70,9 +68,9 @@ async def outcome(exits: AsyncExitStack, *replies: Reply, **changes: Any) -> Sou
 
 async def test_a_page_is_asked_for_as_the_source_wants_it(exits: AsyncExitStack) -> None:
     async with HttpSource(Reply(b'[{"id": 1}]')) as source:
-        feed = await opened(exits, source.url, limit_param="limit", offset_param="skip", entity_param="table")
+        feed = await opened(exits, source.url, limit_param="limit", entity_param="table")
 
-        answer = await feed.fetch(Request(limit=100, offset=5))
+        answer = await feed.fetch(Request(limit=100))
         await feed.fetch(Request())
 
     assert answer.body == b'[{"id": 1}]'
@@ -81,7 +79,7 @@ async def test_a_page_is_asked_for_as_the_source_wants_it(exits: AsyncExitStack)
     first, second = source.asked
     since = "2026-01-02T03:04:05.123Z"
     assert first.path == "/cdc"
-    assert first.parameters == {"table": "accounts", "updatedSince": since, "limit": "100", "skip": "5"}
+    assert first.parameters == {"table": "accounts", "updatedSince": since, "limit": "100"}
     assert second.parameters == {"table": "accounts", "updatedSince": since}
     assert first.headers["accept-encoding"] == "identity"
     assert "cache-control" not in first.headers
@@ -318,15 +316,6 @@ async def test_a_cache_that_does_not_give_way_is_refused(exits: AsyncExitStack) 
 
     assert type(error) is SourceMalformed
     assert "7 s old" in str(error)
-
-
-async def test_a_request_that_must_not_be_cached_says_so_at_once(exits: AsyncExitStack) -> None:
-    async with HttpSource(Reply(headers={"age": "7"})) as source:
-        feed = await opened(exits, source.url)
-        with pytest.raises(SourceMalformed):
-            await feed.fetch(Request(no_cache=True))
-
-    assert [asked.headers["cache-control"] for asked in source.asked] == ["no-cache"]
 
 
 # --- secrets and TLS

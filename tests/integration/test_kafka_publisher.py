@@ -235,6 +235,47 @@ async def test_lost_acknowledgements_are_unknown_and_the_rest_of_the_outage_cost
     await books.hold_against(broker, topic)
 
 
+async def test_while_a_broker_answers_everything_but_writes_each_page_risks_one_record(
+    broker: Broker, edges: AsyncExitStack, proxy: TcpProxy
+) -> None:
+    topic, books = await topic_on(broker), Books()
+    publisher = await publisher_at(broker.proxied, edges)
+    books.note(records := page(0, 30), await publisher.publish(topic, records))
+    proxy.loses = lambda request: request[4:6] == b"\0\0"  # the key of a Produce request
+
+    pages = [books.note(records := page(n, 30), await publisher.publish(topic, records)) for n in (100, 200, 300)]
+    proxy.loses = None
+    after = books.note(records := page(400, 30), await publisher.publish(topic, records))
+
+    assert [reasons(outcomes) for outcomes in pages] == [
+        {Reason.KAFKA_UNKNOWN: 30},
+        {Reason.KAFKA_UNKNOWN: 1, Reason.KAFKA_UNAVAILABLE: 29},
+        {Reason.KAFKA_UNKNOWN: 1, Reason.KAFKA_UNAVAILABLE: 29},
+    ]
+    assert reasons(after) == {None: 30}
+    await books.hold_against(broker, topic)
+
+
+async def test_a_call_that_gets_its_acknowledgement_outlives_the_producer_that_another_one_ends(
+    broker: Broker, edges: AsyncExitStack, proxy: TcpProxy
+) -> None:
+    stuck, healthy = await topic_on(broker), await topic_on(broker)
+    publisher = await publisher_at(broker.proxied, edges)
+    for topic in (stuck, healthy):
+        await publisher.publish(topic, page(0, 10))
+    proxy.loses = lambda request: request[4:6] == b"\0\0" and stuck.encode() in request
+
+    publishing = asyncio.create_task(publisher.publish(stuck, page(100, 10)))
+    before = await publisher.publish(healthy, page(100, 10))
+    unknown = await publishing
+    after = await publisher.publish(healthy, page(200, 10))
+
+    assert reasons(unknown) == {Reason.KAFKA_UNKNOWN: 10}
+    # aiokafka has one request per broker in flight, so the healthy page may have waited behind the stuck one.
+    assert reasons(before) in ({None: 10}, {Reason.KAFKA_UNAVAILABLE: 10}, {Reason.KAFKA_UNKNOWN: 10})
+    assert reasons(after) == {None: 10}
+
+
 async def test_nothing_of_a_destroyed_producer_is_sent_later(
     broker: Broker, edges: AsyncExitStack, proxy: TcpProxy
 ) -> None:

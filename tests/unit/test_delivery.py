@@ -1,5 +1,4 @@
 import json
-from collections.abc import Sequence
 
 import pytest
 
@@ -7,12 +6,11 @@ from shared.entities import PauseRules
 from shared.events.contract import compile_contract
 from shared.events.identity import Identifier
 from shared.events.model import Event, EventRules, Reason
-from shared.kafka.records import NotPublished, Outgoing
+from shared.kafka.records import NotPublished
 from shared.lifecycle import Stop
-from shared.parked.model import ParkedEvent
-from shared.parked.calls import ParkedUnavailable
 from shared.producer.brake import Brake
 from shared.producer.delivery import Delivery, Destination, Interrupted, PauseEntity
+from tests.fakes.delivery import FakeKafka, FakeParked
 
 RULES = EventRules(entity="accounts", key=("id",), updated_at="at", updated_at_format="epoch_us", op="op")
 SCHEMA = json.dumps(
@@ -29,36 +27,6 @@ SCHEMA = json.dumps(
 )
 UNAVAILABLE = NotPublished(Reason.KAFKA_UNAVAILABLE, "no broker")
 UNKNOWN = NotPublished(Reason.KAFKA_UNKNOWN, "no ack within 15 s")
-
-
-class FakeKafka:
-    """Answers each call with the next of ``answers`` (applied to every record), then acknowledges."""
-
-    def __init__(self, answers: Sequence[NotPublished | None] = ()) -> None:
-        self.answers = list(answers)
-        self.acked: list[Outgoing] = []
-        self.calls = 0
-
-    async def publish(self, topic: str, records: Sequence[Outgoing]) -> list[NotPublished | None]:
-        self.calls += 1
-        answer = self.answers.pop(0) if self.answers else None
-        if answer is None:
-            self.acked += records
-        return [answer] * len(records)
-
-
-class FakeParked:
-    """Keeps what it is given; fails ``failures`` times first."""
-
-    def __init__(self, failures: int = 0) -> None:
-        self.failures = failures
-        self.events: list[ParkedEvent] = []
-
-    async def park(self, events: Sequence[ParkedEvent]) -> None:
-        if self.failures:
-            self.failures -= 1
-            raise ParkedUnavailable("parked_unavailable", "no answer")
-        self.events += events
 
 
 class ImpatientStop(Stop):
