@@ -28,7 +28,6 @@ from shared.entities import Entities, load_entities
 OUTAGE_S = 12.0
 DELIVERY_DEADLINE_S = 2.0  # instead of 15, so that a short outage parks events
 DRAIN_S_MAX = 150.0
-WRITERS_END_S_MAX = 60.0
 FRAME_S = 0.5
 HERE = Path(__file__).resolve().parent
 
@@ -117,18 +116,18 @@ class Demo:
         chosen = {"--seconds": options.seconds, "--writers": options.writers, "--rate": options.rate}
         arguments = [part for name, value in chosen.items() for part in (name, str(value))]
         command = (self._python, "-m", "deploy.demo.writers", *arguments)
-        self._stack.add(Process("writers", command, needs=("bank",), env=self._bank, stop_s_max=20))
+        self._stack.add(Process("writers", command, needs=("bank",), env=self._bank, ends_itself=True))
         await asyncio.to_thread(self._stack.start, "writers")
         self._say(f"{options.writers} writers for {options.seconds:.0f} s, {options.rate:.0f} transactions a second")
         self._phase = "writing"
-        async with asyncio.TaskGroup() as group:
-            outage = group.create_task(self._kafka_outage(max(3.0, 0.3 * options.seconds)), name="outage")
-            within_s = options.seconds + WRITERS_END_S_MAX
-            writers = group.create_task(asyncio.to_thread(self._stack.wait, "writers", within_s), name="writers")
-            while not (writers.done() and outage.done()):
+        outage = asyncio.create_task(self._kafka_outage(max(3.0, 0.3 * options.seconds)), name="outage")
+        try:
+            while self._stack.is_running("writers") or not outage.done():
                 await self._frame()
-        if code := writers.result():
-            raise StackFailed(f"the writers ended with {code}:\n{self._stack.log_tail('writers')}")
+            await outage
+        finally:
+            outage.cancel()
+        self._stack.check()
         self._say(f"the writers have stopped; they did: {self._stack.log_tail('writers', 1).strip()}")
 
     async def _kafka_outage(self, after_s: float) -> None:

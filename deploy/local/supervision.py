@@ -113,7 +113,7 @@ class Supervision:
                 stderr=subprocess.STDOUT,
                 cwd=process.cwd or CHECKOUT,
                 env={**env, **process.env},
-
+                start_new_session=True,
             )
         child = Child(process, running, started_ticks(running.pid) or 0, ended=threading.Event())
         self.children[process.name] = child

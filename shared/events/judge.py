@@ -350,7 +350,7 @@ def _float(value: Any, bits: int) -> float:
 def _string(value: Any) -> str:
     if value.__class__ is not str:
         raise _Shape("a string")
-    return value  # type: ignore[no-any-return]
+    return value
 
 
 def _default(node: Node, value: Any) -> Any:

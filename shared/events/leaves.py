@@ -63,7 +63,7 @@ def unscaled_decimal(text: str, precision: int, scale: int) -> int:
         shift = 0
     if len(digits) + shift > precision:
         raise ValueError(f"must have at most {precision} digits, {scale} of them after the point")
-    unscaled = int(digits) * 10**shift
+    unscaled = int(digits + "0" * shift)
     return -unscaled if sign else unscaled
 
 

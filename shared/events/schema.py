@@ -138,8 +138,8 @@ def key_leaf(name: str, root: Record) -> Leaf:
         raise ContractError(f"key field {name!r} may be null or of several types: a key field has one type, never null")
     if not isinstance(leaf, Leaf) or leaf.kind not in _KEY_KINDS or leaf.logical not in (None, "uuid"):
         raise ContractError(
-            f"key field {name!r} must be a string, uuid, int, long, boolean or enum: values of other types have several "
-            "spellings as text"
+            f"key field {name!r} must be a string, uuid, int, long, boolean or enum: values of other types have "
+            "several spellings as text"
         )
     return leaf
 

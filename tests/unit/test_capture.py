@@ -4,6 +4,7 @@ import asyncio
 import json
 import time
 from collections.abc import Callable
+from itertools import repeat
 from pathlib import Path
 
 import pytest
@@ -106,6 +107,11 @@ class World:
     async def _tidy(self, grant: Grant) -> None: ...
 
 
+@pytest.fixture(autouse=True)
+def _no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shared.producer.capture.backoff", lambda base_s, cap_s: repeat(0.0))
+
+
 ENTITY = Entity(
     name="accounts",
     source=Source(name="bank", url="http://127.0.0.1:9/cdc"),
@@ -157,8 +163,7 @@ async def test_nothing_is_committed_while_events_are_not_durable() -> None:
     assert world.checkpoints.released == [False], "the next owner must know that something may have been sent"
 
 
-async def test_a_commit_of_unknown_outcome_is_repeated_with_the_same_page(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shared.retry.random.random", lambda: 0.0)
+async def test_a_commit_of_unknown_outcome_is_repeated_with_the_same_page() -> None:
     world = World(rows(3))
     world.checkpoints.failures = 2
 
@@ -177,7 +182,7 @@ async def test_a_lost_lease_ends_the_reading_at_once() -> None:
     assert world.checkpoints.commits == []
 
 
-async def test_a_source_that_fails_moves_nothing_and_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_source_that_fails_moves_nothing_and_is_asked_again() -> None:
     world = World(rows(1))
     world.feed.faults = [SourceUnavailable("503", 0.0)] * 3
 
@@ -186,8 +191,7 @@ async def test_a_source_that_fails_moves_nothing_and_is_asked_again(monkeypatch:
     assert [record.key for record in world.kafka.acked] == [b"0"]
 
 
-async def test_a_page_that_is_no_json_parks_nothing_and_moves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shared.retry.random.random", lambda: 0.0)
+async def test_a_page_that_is_no_json_parks_nothing_and_moves_nothing() -> None:
     world = World(rows(1))
     world.feed.bodies = [b"<html>login</html>", b'[{"id": 1, "at"']
 

@@ -42,6 +42,9 @@ def test_compiled_bytes_equal_fastavro_s_and_read_back_equal(event: tuple[AvroTy
     bodies = compile_encoder(RULES, root, b"").encode_page([sample.text.encode() for sample in samples])
 
     for sample, body in zip(samples, bodies, strict=True):
+        if body is None:
+            assert has_floats(made)  # a large one may have been rounded: left to the judge
+            continue
         expected = io.BytesIO()
         fastavro.schemaless_writer(expected, parsed, sample.datum)
         assert body == expected.getvalue()
@@ -52,10 +55,13 @@ def test_compiled_bytes_equal_fastavro_s_and_read_back_equal(event: tuple[AvroTy
 @given(events())
 def test_the_general_path_writes_the_same_bytes(event: tuple[AvroType, list[Sample]]) -> None:
     made, samples = event
-    root = parse(json.dumps(made.schema))
-    raws = [sample.text.encode() for sample in samples]
+    root, parsed = parse(json.dumps(made.schema)), fastavro.parse_schema(made.schema)
+    judge = Judge(RULES, root)
 
-    assert [Judge(RULES, root).encode(raw) for raw in raws] == compile_encoder(RULES, root, b"").encode_page(raws)
+    for sample in samples:
+        expected = io.BytesIO()
+        fastavro.schemaless_writer(expected, parsed, sample.datum)
+        assert judge.encode(sample.text.encode()) == expected.getvalue()
 
 
 @settings(FEW, max_examples=120)
@@ -92,6 +98,10 @@ def test_a_contract_never_raises_and_its_two_paths_agree(
         assert outcome == b"\x00\x00\x00\x00\x01" + Judge(RULES, parse(schema)).encode(raw)
     except Refused as refused:
         assert outcome == refused.rejection
+
+
+def has_floats(made: AvroType) -> bool:
+    return "float" in (text := json.dumps(made.schema)) or "double" in text
 
 
 def with_intruder(text: str, intruder: str, random_: random.Random) -> str:
