@@ -140,7 +140,7 @@ def _route_libraries(level: str, stream: TextIO, shared: list[Processor], ending
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
     for name, quiet in QUIET.items():
-        logging.getLogger(name).setLevel(quiet)
+        logging.getLogger(name).setLevel(max(quiet, root.level))
     logging.captureWarnings(True)
 
 

@@ -87,7 +87,9 @@ NEXT_OFFSET = _gauge("sink_next_offset", "The ledger's next offset.", "topic", "
 LOG_END = _gauge("sink_log_end_offset", "Kafka's log end, as last seen.", "topic", "partition")
 LAST_OBJECT = _gauge("raw_last_object_timestamp_seconds", "When the last object of a topic was written.", "topic")
 REFUSED_TOPICS = _gauge("sink_refused_topic", "1 while the sink refuses the topic; its log says why.", "topic")
-PARTITION_WAITS = _gauge("sink_partition_waits", "1 while the sink does not read on: schema, stopped.", "topic", "partition", "why")
+PARTITION_WAITS = _gauge(
+    "sink_partition_waits", "1 while the sink does not read on: schema, stopped.", "topic", "partition", "why"
+)
 
 
 def started(service: str) -> None:

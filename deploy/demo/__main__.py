@@ -2,239 +2,17 @@
 
 import argparse
 import asyncio
-import os
-import shutil
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import AsyncExitStack
-from pathlib import Path
+from collections.abc import Sequence
 
 import msgspec
 
-from deploy.demo.balance import balance, render
-from deploy.demo.books import Stores, StoreSettings, read_books
-from deploy.demo.drain import NotDrained, drained
-from deploy.demo.progress import Screen, entity_progress, fetch, lines
-from deploy.local.processes import Process
-from deploy.local.ready import http_answers
+from deploy.demo.demo import Demo, Options
+from deploy.demo.progress import Screen
 from deploy.local.stack import Stack
 from deploy.local.supervision import StackFailed
-from shared.config import load_config
-from shared.entities import Entities, load_entities
-
-OUTAGE_S = 12.0
-DELIVERY_DEADLINE_S = 2.0  # instead of 15, so that a short outage parks events
-DRAIN_S_MAX = 150.0
-FRAME_S = 0.5
-HERE = Path(__file__).resolve().parent
-
-
-class Options(msgspec.Struct, frozen=True, kw_only=True):
-    seconds: float
-    writers: int
-    rate: float
-    manner: str
-    plain: bool
-    keep: bool
-    name: str
-
-
-class Demo:
-    """One run. Sets up, writes with an outage in the middle, drains, and compares."""
-
-    def __init__(
-        self,
-        options: Options,
-        stack: Stack,
-        screen: Screen,
-        broker: str = "kafka",
-        places: Mapping[str, str] | None = None,
-    ) -> None:
-        """``broker`` is the one to kill; ``places`` override the stack's environment, where it is shared."""
-        self._options = options
-        self._stack = stack
-        self._screen = screen
-        self._broker = broker
-        self._python = str(stack.product_python)
-        self._began_s = time.monotonic()
-        self._phase = "starting"
-        self._bank = {
-            "BANK_DSN": stack.env["TIDEMARK_POSTGRES_DSN"].rpartition("/")[0] + "/bank",
-            "BANK_PORT": str(stack.free_port("bank")),
-        }
-        self._env = {
-            "BANK_URL": f"http://127.0.0.1:{self._bank['BANK_PORT']}/cdc",
-            "TIDEMARK_ENTITIES_DIR": str(choose_entities(stack.folder / "entities", options.manner)),
-            "TIDEMARK_KAFKA_DELIVERY_DEADLINE_S": str(DELIVERY_DEADLINE_S),
-            "TIDEMARK_SINK_OBJECT_AGE_S_MAX": "2",
-            **(places or {}),
-        }
-        self._settings = {**stack.env, **self._env}
-        self._entities: Entities = load_entities(
-            self._settings["TIDEMARK_ENTITIES_DIR"], self._settings["TIDEMARK_NAMESPACE"], self._settings
-        )
-
-    async def run(self) -> int:
-        """The exit code: 0 only when everything adds up."""
-        await self._set_up()
-        await self._write()
-        async with AsyncExitStack() as resources:
-            stores = await self._open_stores(resources)
-            try:
-                await drained(stores, self._entities, DRAIN_S_MAX, self._waiting)
-            except NotDrained as error:
-                self._screen.say(str(error))
-            await asyncio.to_thread(self._draw)
-            self._screen.keep()
-            clean = self._options.keep or await asyncio.to_thread(self._end_services)
-            sheets = [balance(books) for books in await read_books(stores, self._entities)]
-        self._screen.say("\n".join(["", *render(sheets)]))
-        self._say(f"the whole demo took {time.monotonic() - self._began_s:.0f} s")
-        code = 0 if clean and all(sheet.adds_up for sheet in sheets) else 1
-        if self._options.keep:
-            await self._stay()
-        return code
-
-    async def _set_up(self) -> None:
-        self._stack.add(self._process("bank", "deploy.demo.bank", f"http://127.0.0.1:{self._bank['BANK_PORT']}/health"))
-        await asyncio.to_thread(self._stack.start, "bank")
-        self._say("the bank is open; tidemark bootstrap:")
-        for line in (await asyncio.to_thread(self._tidemark, "bootstrap")).splitlines():
-            self._screen.say(f"    {line}")
-        for name, module in (("sink", "services.s3_sink"), ("poller", "services.poller_producer")):
-            port = self._stack.free_port(name)
-            self._stack.add(self._process(name, module, f"http://127.0.0.1:{port}/ready", TIDEMARK_HTTP_PORT=str(port)))
-            await asyncio.to_thread(self._stack.start, name)
-        self._say("poller and sink are ready")
-
-    async def _write(self) -> None:
-        """Writers for the whole time, Kafka killed in the middle of it."""
-        options = self._options
-        chosen = {"--seconds": options.seconds, "--writers": options.writers, "--rate": options.rate}
-        arguments = [part for name, value in chosen.items() for part in (name, str(value))]
-        command = (self._python, "-m", "deploy.demo.writers", *arguments)
-        self._stack.add(Process("writers", command, needs=("bank",), env=self._bank, ends_itself=True))
-        await asyncio.to_thread(self._stack.start, "writers")
-        self._say(f"{options.writers} writers for {options.seconds:.0f} s, {options.rate:.0f} transactions a second")
-        self._phase = "writing"
-        outage = asyncio.create_task(self._kafka_outage(max(3.0, 0.3 * options.seconds)), name="outage")
-        try:
-            while self._stack.is_running("writers") or not outage.done():
-                await self._frame()
-            await outage
-        finally:
-            outage.cancel()
-        self._stack.check()
-        self._say(f"the writers have stopped; they did: {self._stack.log_tail('writers', 1).strip()}")
-
-    async def _kafka_outage(self, after_s: float) -> None:
-        await asyncio.sleep(after_s)
-        await asyncio.to_thread(self._stack.kill, self._broker)
-        self._phase = "writing, KAFKA IS DOWN"
-        self._say(f"killed Kafka for {OUTAGE_S:.0f} s: what it can't take is parked in DynamoDB")
-        await asyncio.sleep(OUTAGE_S)
-        self._phase = "writing, Kafka is starting"
-        await asyncio.to_thread(self._stack.start, self._broker)
-        self._phase = "writing"
-        self._say("Kafka is back")
-
-    async def _open_stores(self, resources: AsyncExitStack) -> Stores:
-        # Clients of AWS read their own environment.
-        os.environ.update({name: value for name, value in self._settings.items() if name.startswith("AWS_")})
-        settings = load_config(StoreSettings, self._settings)
-        space = self._entities.namespace.postgres_schema()
-        return await Stores.open(settings, self._bank["BANK_DSN"], space, resources)
-
-    def _end_services(self) -> bool:
-        """Poller and sink drain and end. True: both with exit code 0."""
-        codes = {name: self._stack.terminate(name) for name in ("poller", "sink")}
-        self._say("drained: " + ", ".join(f"{name} ended with {code}" for name, code in codes.items()))
-        return not any(codes.values())
-
-    async def _stay(self) -> None:
-        self._screen.say("\n".join(["", *self._look_around(), "", "Everything stays up until Ctrl-C."]))
-        while True:
-            self._stack.check()
-            await asyncio.sleep(1)
-
-    def _look_around(self) -> list[str]:
-        exports = " ".join(f"{name}={value}" for name, value in self._env.items())
-        since = "updatedSince=1970-01-01T00:00:00Z"
-        entity = next(iter(self._entities.entities.values()))
-        return [
-            "Look around, in another shell:",
-            f'  eval "$(./deploy/local/stack env {self._options.name})"; export {exports}',
-            "  ./deploy/local/tidemark status",
-            "  ./deploy/local/tidemark parked list --limit 5",
-            f"  ./deploy/local/tidemark cursor show {entity.name}",
-            f"  curl -s '{self._env['BANK_URL']}?entity={entity.source_entity}&{since}&limit=3'",
-            f"  poller: http://127.0.0.1:{self._stack.port('poller')}/metrics (and /ready, /live)",
-            f"  sink:   http://127.0.0.1:{self._stack.port('sink')}/metrics",
-            f"  raw objects: {self._settings['AWS_ENDPOINT_URL']}/{self._settings['TIDEMARK_RAW_BUCKET']}",
-            f"  logs: ./deploy/local/stack logs {self._options.name} [poller|sink|bank|kafka]",
-        ]
-
-    def _process(self, name: str, module: str, ready_url: str, **more: str) -> Process:
-        return Process(
-            name,
-            (self._python, "-m", module),
-            ready=http_answers(ready_url),
-            env={**self._bank, **self._env, **more},
-        )
-
-    def _tidemark(self, *arguments: str) -> str:
-        ended = subprocess.run(
-            [self._python, "-m", "services.cli", *arguments],
-            env={"PATH": os.environ["PATH"], **self._settings},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if ended.returncode:
-            raise StackFailed(
-                f"tidemark {' '.join(arguments)} ended with {ended.returncode}:\n{ended.stdout}{ended.stderr}"
-            )
-        return ended.stdout
-
-    async def _frame(self) -> None:
-        self._stack.check()
-        await asyncio.to_thread(self._draw)
-        await asyncio.sleep(FRAME_S)
-
-    def _draw(self) -> None:
-        poller, sink = (fetch(f"http://127.0.0.1:{self._stack.port(name)}/metrics") for name in ("poller", "sink"))
-        entities = self._entities.entities.values()
-        found = [entity_progress(entity.name, entity.topic, poller, sink, time.time()) for entity in entities]
-        self._screen.draw([f"{self._elapsed()}  {self._phase}", *lines(found)])
-
-    def _waiting(self, what: str) -> None:
-        self._stack.check()
-        self._phase = f"draining: waits for {what}"
-        self._draw()
-
-    def _say(self, text: str) -> None:
-        self._screen.say(f"{self._elapsed()}  {text}")
-
-    def _elapsed(self) -> str:
-        seconds = int(time.monotonic() - self._began_s)
-        return f"{seconds // 60:02d}:{seconds % 60:02d}"
-
-
-def choose_entities(folder: Path, manner: str) -> Path:
-    """The entity files of the manner, copied to ``folder``."""
-    source = HERE / "entities"
-    chosen = [source / "bank.yaml"]
-    if manner in ("events", "both"):
-        chosen += [source / "events.yaml", source / "account_events.avsc", source / "payment_events.avsc"]
-    if manner in ("rows", "both"):
-        chosen += sorted((source / "rows").iterdir())
-    folder.mkdir(parents=True, exist_ok=True)
-    for file in chosen:
-        shutil.copy(file, folder)
-    return folder
 
 
 def options_of(arguments: Sequence[str]) -> Options:
@@ -259,6 +37,7 @@ def options_of(arguments: Sequence[str]) -> Options:
 
 
 def main() -> int:
+    began_s = time.monotonic()
     options = options_of(sys.argv[1:])
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)  # ends like Ctrl-C: services drain before the stack goes
@@ -266,7 +45,7 @@ def main() -> int:
     stack = Stack(options.name, report=screen.say)
     try:
         with stack:
-            return asyncio.run(Demo(options, stack, screen).run())
+            return asyncio.run(Demo(options, stack, screen, began_s).run())
     except StackFailed as failure:
         print(failure, file=sys.stderr)
         return 3

@@ -1,7 +1,7 @@
 """When is everything through? Conditions asked of the real stores, with a deadline instead of a sleep."""
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 
 from deploy.demo.books import Stores
 from shared.entities import Entities, Entity
@@ -21,7 +21,7 @@ class NotDrained(Exception):
     """The deadline passed; says what was still waited for."""
 
 
-async def drained(stores: Stores, entities: Entities, within_s: float, tick: Callable[[str], None]) -> None:
+async def drained(stores: Stores, entities: Entities, within_s: float, tick: Callable[[str], Awaitable[None]]) -> None:
     """Return once every change is read and every record is in a raw object. Raises ``NotDrained``.
 
     Read: a lookback that began behind the bank's last change has completed. That change was committed after all others,
@@ -30,7 +30,7 @@ async def drained(stores: Stores, entities: Entities, within_s: float, tick: Cal
     last_us = await _last_stamps_us(stores)
     deadline_s = asyncio.get_running_loop().time() + within_s
     while waiting := await _waiting_for(stores, entities, last_us):
-        tick(waiting)
+        await tick(waiting)
         if asyncio.get_running_loop().time() > deadline_s:
             raise NotDrained(f"not through after {within_s:.0f} s: {waiting}")
         await asyncio.sleep(POLL_S)

@@ -1,7 +1,9 @@
 """Live progress of the demo, from the services' own /metrics. (The balance sheet never uses these numbers.)"""
 
 import http.client
+import shutil
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Mapping, Sequence
@@ -25,7 +27,7 @@ class EntityProgress(Struct, frozen=True, kw_only=True):
     published: int
     in_raw: int
     lag: int  # records in Kafka that no raw object holds yet
-    fresh_s: float | None  # age of the cursor: how far behind the source we are
+    fresh_s: float | None  # age of the cursor: how far behind a busy source we are
     parked: Mapping[str, int] = field(default_factory=dict)
     breaker_open: bool = False
     paused: bool = False
@@ -48,7 +50,8 @@ def parse(text: str) -> Samples:
     return found
 
 
-def entity_progress(entity: str, topic: str, poller: Samples, sink: Samples, now_s: float) -> EntityProgress:
+def entity_progress(entity: str, topic: str, poller: Samples, sink: Samples, now_s: float | None) -> EntityProgress:
+    """``now_s`` ``None``: the source is quiet, so that the age of its last change says nothing about us."""
     ends = _by(sink, "tidemark_sink_log_end_offset", "partition", topic=topic)
     nexts = _by(sink, "tidemark_sink_next_offset", "partition", topic=topic)
     parked = _by(poller, "tidemark_park_total", "reason", entity=entity)
@@ -59,7 +62,7 @@ def entity_progress(entity: str, topic: str, poller: Samples, sink: Samples, now
         published=int(_sum(poller, "tidemark_published_total", entity=entity)),
         in_raw=int(_sum(sink, "tidemark_raw_records_total", topic=topic)),
         lag=int(sum(max(0.0, end - nexts.get(partition, 0)) for partition, end in ends.items())),
-        fresh_s=max(0.0, now_s - cursor_s) if cursor_s else None,
+        fresh_s=max(0.0, now_s - cursor_s) if now_s is not None and cursor_s else None,
         parked={reason: int(count) for reason, count in sorted(parked.items()) if count},
         breaker_open=_sum(poller, "tidemark_breaker_state", target=topic) > 0,
         paused=_sum(poller, "tidemark_paused", entity=entity) > 0,
@@ -90,7 +93,10 @@ def _sum(samples: Samples, name: str, **labels: str) -> float:
 
 
 class Screen:
-    """Prints lines, and below them a block that is drawn over again; ``plain``: the block now and then, as lines."""
+    """Prints lines, and below them a block that is drawn over again; ``plain``: the block now and then, as lines.
+
+    Any thread may call it.
+    """
 
     PLAIN_EVERY_S = 5.0
 
@@ -99,26 +105,30 @@ class Screen:
         self._out = out
         self._drawn = 0
         self._plain_due_s = 0.0
+        self._one_at_a_time = threading.Lock()
 
     def say(self, text: str) -> None:
-        self._erase()
-        print(text, file=self._out, flush=True)
+        with self._one_at_a_time:
+            self._erase()
+            print(text, file=self._out, flush=True)
 
     def draw(self, block: Sequence[str]) -> None:
-        if self._plain:
-            if time.monotonic() >= self._plain_due_s:
-                self._plain_due_s = time.monotonic() + self.PLAIN_EVERY_S
-                print("\n".join(block), file=self._out, flush=True)
-            return
-        self._erase()
-        print("\n".join(block), file=self._out, flush=True)
-        self._drawn = len(block)
+        with self._one_at_a_time:
+            if not self._plain:
+                self._erase()
+                columns = shutil.get_terminal_size().columns
+                block = [line[: columns - 1] for line in block]  # a line that wraps would be two to erase
+                self._drawn = len(block)
+            elif time.monotonic() < self._plain_due_s:
+                return
+            self._plain_due_s = time.monotonic() + self.PLAIN_EVERY_S
+            print("\n".join(block), file=self._out, flush=True)
+
+    def keep(self) -> None:
+        """What is drawn stays, and the next block is drawn below it."""
+        self._drawn = 0
 
     def _erase(self) -> None:
         if self._drawn:
             self._out.write(f"\x1b[{self._drawn}A\x1b[J")
             self._drawn = 0
-
-    def keep(self) -> None:
-        """What is drawn stays, and the next block is drawn below it."""
-        self._drawn = 0

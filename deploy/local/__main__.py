@@ -14,13 +14,15 @@ from deploy.local import preflight
 from deploy.local.install import InstallFailed, install
 from deploy.local.places import CHECKOUT, own_folder, run_home
 from deploy.local.records import is_owned, output_file, recorded_state, remove
-from deploy.local.supervision import started_ticks, tail
+from deploy.local.supervision import StackFailed, started_ticks, tail
 
 _UP_S_MAX, _DOWN_S_MAX = 300.0, 90.0
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="./deploy/local/stack", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="./deploy/local/stack", description="Bring a stack of servers up, look at it, take it down."
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="up|down|status|logs|env")
     for name, (run, help_text) in _COMMANDS.items():
         command = commands.add_parser(name, help=help_text)
@@ -40,6 +42,9 @@ def main() -> int:
     except (InstallFailed, preflight.NotReady) as error:
         print(error, file=sys.stderr)
         return 3
+    except StackFailed as failure:
+        print(failure, file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         return 130
 
@@ -93,6 +98,7 @@ def down(arguments: argparse.Namespace) -> int:
     name = arguments.name
     state = recorded_state(run_home() / name)
     if not state:
+        remove(name)
         print(f"no stack {name}")
         return 0
     owner = state["owner"]

@@ -2,31 +2,32 @@
 
 import signal
 import sys
-import threading
+import time
+from types import FrameType
 
 from deploy.local.stack import Stack, StackFailed
 
+_ENDS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
 
 def main(name: str) -> int:
-    asked = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, lambda *_: asked.set())
-    stack = Stack(name, report=lambda line: print(line, flush=True))
+    for number in _ENDS:
+        signal.signal(number, _end)
     try:
-        stack.up()
+        with Stack(name, report=lambda line: print(line, flush=True)) as stack:
+            while not any(death.forgets for death in stack.deaths):
+                time.sleep(0.5)
+            # Whoever works on it would get wrong answers from an empty emulator: end it all, keep the logs.
+            stack.fail()
     except StackFailed as failure:
         print(failure, flush=True)
-        return 1
-    code = 0
-    while not asked.wait(0.5):
-        if any(death.forgets for death in stack.deaths):
-            # Whoever works on it would get wrong answers from an empty emulator: end it all, keep the logs.
-            code = 1
-            stack.fail()
-            break
-    if not code:
-        stack.down()
-    return code
+    return 1
+
+
+def _end(_number: int, _frame: FrameType | None) -> None:
+    for number in _ENDS:  # once is enough: a second must not interrupt the way down
+        signal.signal(number, signal.SIG_IGN)
+    raise SystemExit(0)
 
 
 if __name__ == "__main__":

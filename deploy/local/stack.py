@@ -53,6 +53,7 @@ class Stack:
         self._report, self._make_listeners = report, kafka_listeners
         self._listeners: tuple[kafka.Listener, ...] = ()
         self._table: dict[str, Process] = {}
+        self._servers: set[str] = set()
         self._ports: dict[str, int] = {}
         self._phase, self._attached = "new", False
         self._lock: IO[str] | None = None
@@ -67,17 +68,22 @@ class Stack:
         self._at = install(self._report)
         self._lock = take(self.name)
         began = time.monotonic()
-        end_recorded(self.folder)
-        shutil.rmtree(self.folder, ignore_errors=True)
-        own_folder(self.folder)
-        self._choose_ports()
-        for process in servers(self.folder, self._at, self._ports, self._listeners):
-            self.add(process)
-        self._enter("starting")
+        self._own = Supervision(self.folder / "logs", self._report, self._record)
         try:
-            self._own.start_all(list(self._table.values()), _clean_environment(), _STARTS_AT_ONCE)
+            end_recorded(self.folder)
+            shutil.rmtree(self.folder, ignore_errors=True)
+            own_folder(self.folder)
+            self._choose_ports()
+            table = servers(self.folder, self._at, self._ports, self._listeners)
+            for process in table:
+                self._add_server(process)
+            self._enter("starting")
+            self._own.start_all(table, _clean_environment(), _STARTS_AT_ONCE)
+        except Exception:
+            self.fail()  # its logs tell why
+            raise
         except BaseException:
-            self.fail()
+            self.down()
             raise
         self._enter("up")
         self._report(f"stack {self.name} is up after {time.monotonic() - began:.1f} s")
@@ -94,17 +100,12 @@ class Stack:
             self._phase = "down"
 
     def _stop(self) -> None:
-        server_names = [name for name in self._table if name in SERVER_PORTS]
-        self._own.end_all([name for name in self._table if name not in SERVER_PORTS], lambda one: one.stop_signal)
+        self._own.end_all([name for name in self._table if name not in self._servers], lambda one: one.stop_signal)
         # Nothing of theirs is kept: no reason to wait for them.
-        self._own.end_all(server_names, lambda one: one.crash_signal)
+        self._own.end_all(list(self._servers), lambda one: one.crash_signal)
 
     def __enter__(self) -> "Stack":
-        try:
-            self.up()
-        except BaseException:
-            self.down()
-            raise
+        self.up()
         return self
 
     def __exit__(
@@ -122,8 +123,8 @@ class Stack:
         stack._at = install(report)
         stack._ports = dict(recorded["ports"])
         stack._attached, stack._phase = True, "up"
-        guest = stack.folder / "guests" / str(os.getpid())
-        stack._own = Supervision(own_folder(guest) / "logs", report, lambda: None)
+        guest = own_folder(own_folder(stack.folder / "guests") / str(os.getpid()))
+        stack._own = Supervision(guest / "logs", report, lambda: None)
         return stack
 
     # What runs where
@@ -184,7 +185,7 @@ class Stack:
         return tail(self.log(name), lines)
 
     def pid(self, name: str) -> int:
-        return self._own.children[name].running.pid
+        return self._child(name).running.pid
 
     def is_running(self, name: str) -> bool:
         return self._own.is_running(name)
@@ -221,6 +222,10 @@ class Stack:
             raise StackFailed(f"{process.name} is running; end it before it's replaced")
         self._table[process.name] = process
 
+    def _add_server(self, process: Process) -> None:
+        self.add(process)
+        self._servers.add(process.name)
+
     def start(self, name: str) -> None:
         """Start one process of the table and wait until it's ready. Raises ``StackFailed``."""
         process = self._row(name)
@@ -229,8 +234,8 @@ class Stack:
         missing = [need for need in process.needs if need in self._table and not self.is_running(need)]
         if missing:
             raise StackFailed(f"{name} needs {', '.join(missing)}, not running")
-        environment = {**_clean_environment(), **({} if name in SERVER_PORTS else self.env)}
-        self._own.start(process, environment)
+        environment = _clean_environment()
+        self._own.start(process, environment if name in self._servers else environment | self.env)
 
     def kill(self, name: str) -> int:
         """End it as a crash would (SIGKILL; Postgres: its immediate stop) and return its exit code."""
@@ -249,14 +254,14 @@ class Stack:
 
     def freeze(self, name: str) -> None:
         """SIGSTOP: it keeps its connections and its state, and answers nobody. For an emulator that is to be down."""
-        self._own.signal(name, signal.SIGSTOP)
+        self._child(name).running.send_signal(signal.SIGSTOP)
 
     def thaw(self, name: str) -> None:
-        self._own.signal(name, signal.SIGCONT)
+        self._child(name).running.send_signal(signal.SIGCONT)
 
     def wait(self, name: str, within_s: float) -> int:
         """Wait for a process that ends by itself; its exit code. Raises ``TimeoutExpired``."""
-        return self._own.children[name].running.wait(within_s)
+        return self._child(name).running.wait(within_s)
 
     def add_broker(
         self, name: str, listeners: Callable[[Callable[[], int]], Sequence[kafka.Listener]] = lambda _: ()
@@ -265,13 +270,13 @@ class Stack:
         port, controller_port = self.free_port(name), self.free_port(f"{name}_controller")
         extra = tuple(listeners(lambda: self._find_ports(1)[0]))
         self._ports |= {f"{name}_{one.name.lower()}": one.port for one in extra}
-        self.add(kafka_broker(name, self._own.logs.parent, self._installed, port, controller_port, extra))
+        self._add_server(kafka_broker(name, self._own.logs.parent, self._installed, port, controller_port, extra))
         return f"127.0.0.1:{port}"
 
     def add_postgres(self, name: str, database: str = "tidemark", options: tuple[str, ...] = ()) -> str:
         """A private PostgreSQL for a test that needs an outage (not yet started); its DSN."""
         port, folder = self.free_port(name), self._own.logs.parent
-        self.add(postgres_server(name, folder, self._installed, port, databases=(database,), options=options))
+        self._add_server(postgres_server(name, folder, self._installed, port, databases=(database,), options=options))
         return f"postgresql://app:app@127.0.0.1:{port}/{database}"
 
     def _row(self, name: str) -> Process:
@@ -280,10 +285,14 @@ class Stack:
             raise StackFailed(f"{name} isn't a process of ours: {whose}")
         return self._table[name]
 
-    def _row_to_end(self, name: str) -> Process:
-        process = self._row(name)
+    def _child(self, name: str) -> Child:
+        self._row(name)
         if name not in self._own.children:
             raise StackFailed(f"{name} was never started")
+        return self._own.children[name]
+
+    def _row_to_end(self, name: str) -> Process:
+        process = self._child(name).process
         if process.forgets:
             raise StackFailed(f"{name} keeps its state in memory; freeze it, or put a proxy in front")
         return process

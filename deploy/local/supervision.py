@@ -10,7 +10,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,6 +58,7 @@ class Supervision:
         self.deaths: list[Death] = []
         self.children: dict[str, Child] = {}
         self._report, self._changed = report, changed
+        self._called_off = threading.Event()
         # The death signal comes when the *thread* that started the child ends: one thread, as old as the owner.
         self._starter = ThreadPoolExecutor(1, thread_name_prefix="starter")
 
@@ -65,6 +66,8 @@ class Supervision:
         """Start and wait until ready; seconds taken. Raises ``StackFailed``."""
         if self.is_running(process.name):
             raise StackFailed(f"{process.name} is running already")
+        if self._called_off.is_set():
+            raise StackFailed(f"the start of {process.name} was called off")
         began = time.monotonic()
         try:
             if process.prepare:
@@ -74,34 +77,33 @@ class Supervision:
             if process.settle:
                 process.settle()
         except (subprocess.SubprocessError, OSError) as error:
-            said = (getattr(error, "stderr", None) or "").strip()
-            raise StackFailed(f"{process.name} didn't start: {error} {said}\n{self.tail(process)}") from error
+            said = str(getattr(error, "stderr", None) or error).strip()
+            raise StackFailed(f"{process.name} didn't start: {said}\n{self.tail(process)}") from error
         return time.monotonic() - began
 
     def start_all(self, table: Sequence[Process], env: Mapping[str, str], at_once: int) -> None:
-        """Start in parallel, each after those that it needs, ``at_once`` at most. Raises the first ``StackFailed``."""
-        places, failed = threading.Semaphore(at_once), threading.Event()
+        """Start in parallel, each after those that it needs, ``at_once`` at most. The first ``StackFailed``, or a
+        Ctrl-C, calls the others off and is raised."""
+        places = threading.Semaphore(at_once)
+        started: dict[str, Future[None]] = {}
+
+        def one(process: Process) -> None:
+            for need in process.needs:
+                if need in started:
+                    started[need].result()
+            with places:
+                seconds = self.start(process, env)
+            self._report(f"  {process.name:<12} ready {seconds:5.1f} s")
+
         with ThreadPoolExecutor(max(1, len(table)), thread_name_prefix="up") as pool:
-            started: dict[str, Future[None]] = {}
-
-            def one(process: Process) -> None:
-                for need in process.needs:
-                    if need in started:
-                        started[need].result()
-                with places:
-                    if failed.is_set():
-                        return
-                    try:
-                        seconds = self.start(process, env)
-                    except BaseException:
-                        failed.set()
-                        raise
-                self._report(f"  {process.name:<12} ready {seconds:5.1f} s")
-
-            for process in table:
-                started[process.name] = pool.submit(one, process)
-        for future in started.values():
-            future.result()
+            try:
+                for process in table:
+                    started[process.name] = pool.submit(one, process)
+                for future in as_completed(started.values()):
+                    future.result()
+            except BaseException:
+                self._called_off.set()
+                raise
 
     def _spawn(self, process: Process, env: Mapping[str, str]) -> Child:
         self.logs.mkdir(parents=True, exist_ok=True)
@@ -127,13 +129,16 @@ class Supervision:
             death = Death(child.process.name, exit_code, self.tail(child.process), child.process.forgets)
             self.deaths.append(death)
             self._report(str(death))
+        # Told before it's waited for: whoever removes the folder next must not meet a late record.
+        self._changed()
         assert child.ended
         child.ended.set()
-        self._changed()
 
     def _await_ready(self, child: Child, deadline: float) -> None:
         process = child.process
         while not (process.ready is None or process.ready()):
+            if self._called_off.is_set():
+                raise StackFailed(f"the start of {process.name} was called off")
             if child.running.poll() is not None:
                 raise StackFailed(f"{process.name} ended before it was ready:\n{self.tail(process)}")
             if time.monotonic() > deadline:
@@ -174,9 +179,6 @@ class Supervision:
             for name in alive:
                 process = self.children[name].process
                 pool.submit(self.end, name, how(process), process.stop_s_max)
-
-    def signal(self, name: str, number: signal.Signals) -> None:
-        self.children[name].running.send_signal(number)
 
 
 def tail(log: Path, lines: int) -> str:

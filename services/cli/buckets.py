@@ -1,14 +1,18 @@
 """Buckets: made, and proved to be able to carry the ledger."""
 
+import asyncio
 from typing import Any
 
 from botocore.exceptions import ClientError
 
-from shared.raw.objects import SlotTaken
+from shared.raw.objects import SlotTaken, StoreUnavailable
 from shared.raw.s3 import S3Store
 
 PROBE = "probes/conditional-put"
 """One fixed key: probing again leaves nothing new behind."""
+
+PUT_S_MAX = 30.0
+"""The client's own read timeout does not hold while a PUT waits for ``100 Continue``."""
 
 _MISSING = frozenset({"404", "NoSuchBucket", "NotFound"})
 _OURS_ALREADY = frozenset({"BucketAlreadyOwnedByYou"})
@@ -57,7 +61,10 @@ class Buckets:
         store = self.store(bucket)
         for _attempt in range(2):
             try:
-                await store.create(root + PROBE, b"Only one of two conditional PUTs may succeed.\n", {})
+                async with asyncio.timeout(PUT_S_MAX):
+                    await store.create(root + PROBE, b"Only one of two conditional PUTs may succeed.\n", {})
             except SlotTaken:
                 return True
+            except TimeoutError:
+                raise StoreUnavailable(f"no answer to a PUT into {bucket!r} within {PUT_S_MAX:g} s") from None
         return False

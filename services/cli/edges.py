@@ -161,6 +161,8 @@ def meaning(error: BaseException) -> Meaning | None:
     """``None``: not the world's fault but ours."""
     if isinstance(error, ConfigError):
         return Meaning(USAGE, str(error))
+    if isinstance(error, ModuleNotFoundError):
+        return Meaning(USAGE, f"the Python package {error.name!r} is not installed; pip install 'tidemark[cli]'")
     return _meaning_of_ours(error) or _meaning_of_aws(error)
 
 

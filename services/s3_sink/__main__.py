@@ -35,14 +35,14 @@ async def run(config: SinkConfig, entities: Entities, stop: lifecycle.Stop) -> N
         registry = await Registry.open(config.registry, stack)
         schemas = SchemaCache(registry, config.cache_dir, scope=config.registry.url)
         parked = await ParkedStore.open(config.parked, stack)
-        store = S3Store(await open_client("s3", stack, read_timeout_s=30), config.raw_bucket)
+        store = S3Store(await open_client("s3", stack), config.raw_bucket)
         admin = await KafkaAdmin.open(config.kafka, stack)
         group = entities.namespace.group(config.group)
 
         async def revoked() -> None:
             await sink.revoked()
 
-        source = await GroupConsumer.open(config.kafka, group, topics, revoked, stack)
+        source = await GroupConsumer.open(config.kafka, group, topics, revoked, stack, consumer=config.consumer)
         turns = lifecycle.Pulse(late_after_s=60.0)
         sink = Sink(
             source,

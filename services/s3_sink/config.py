@@ -7,6 +7,7 @@ from msgspec import Meta, Struct
 
 from services.s3_sink.limits import Seconds, SinkSettings
 from shared.config import HttpSettings, LogSettings
+from shared.kafka.consumer import ConsumerSettings
 from shared.kafka.settings import KafkaSettings
 from shared.parked.store import ParkedSettings
 from shared.registry.settings import RegistrySettings
@@ -21,6 +22,7 @@ class SinkConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     raw_bucket: Annotated[str, Meta(min_length=3)] = "tidemark-raw"
     group: Annotated[str, Meta(min_length=1)] = "s3-sink"
     """The consumer group, before the namespace."""
+    consumer: ConsumerSettings = ConsumerSettings()
     sink: SinkSettings = SinkSettings()
     parked: ParkedSettings = ParkedSettings()
     http: HttpSettings = HttpSettings()

@@ -68,7 +68,7 @@ class Sink:
         self._due: dict[Partition, float] = {}  # to be opened, and when
         self._assignment = 0
         self._crowded = False
-        self._draining = False
+        self._asked_last: set[tuple[str, int]] | None = None  # schemas asked for while draining
         self._puts = asyncio.Semaphore(settings.puts_at_once_max)
         self._writing: dict[Partition, asyncio.Task[None]] = {}
         self._opening: dict[str, asyncio.Task[None]] = {}
@@ -99,11 +99,18 @@ class Sink:
             return
         try:
             if lane.take(chunk, self._clock()):
+                self._look_ahead(lane, chunk)
                 metrics.CONSUMED.labels(lane.chain.topic).inc(len(chunk.records))
             else:
                 self._source.start(lane.partition, lane.expected)
         except OtherRecord as refusal:
             self._refuse(lane.chain.topic, str(refusal))
+
+    def _look_ahead(self, lane: Lane, chunk: Chunk) -> None:
+        """Ask for schemas when their records arrive, not when an object is due."""
+        missing = self._decoder.ready(lane.chain.topic, chunk.records)[1]
+        if missing is not None and lane.blocked_by is None:
+            self._wait_for_schema(lane, missing)
 
     async def _advance(self, lane: Lane) -> None:
         """Flatten what was read, and send the object on its way when it is due."""
@@ -248,7 +255,7 @@ class Sink:
     def _wait_for_schema(self, lane: Lane, schema_id: int) -> None:
         lane.blocked_by = schema_id
         wanted = (lane.chain.topic, schema_id)
-        if wanted not in self._learning and not self._draining:
+        if wanted not in self._learning and self._asked_last is None:
             self._spawn(self._learning, wanted, self._learn(*wanted), f"learn schema {schema_id}")
 
     async def _learn(self, topic: str, schema_id: int) -> None:
@@ -267,8 +274,8 @@ class Sink:
     # The end
 
     async def _drain(self) -> None:
-        """Write what can be written. Records whose schema is unknown stay in Kafka, and are read again."""
-        self._draining = True
+        """Write what can be written. Records whose schema stays unknown stay in Kafka, and are read again."""
+        self._asked_last = set()
         for task in [*self._opening.values(), *self._learning.values()]:
             task.cancel()
         while any([await self._sends_rest(lane) for lane in list(self._lanes.values())]):
@@ -277,10 +284,21 @@ class Sink:
     async def _sends_rest(self, lane: Lane) -> bool:
         """True while something of this lane is on its way."""
         if lane.partition not in self._writing:
+            await self._ask_once_more(lane)
             await self._pack(lane)
             if self._holds(lane) and (sealed := lane.seal("stop", self._clock())):
                 self._spawn(self._writing, lane.partition, self._write(lane, sealed), f"write {lane.chain}")
         return lane.partition in self._writing
+
+    async def _ask_once_more(self, lane: Lane) -> None:
+        """Each schema is asked for once: a sink that is stopped early may not know the first one yet."""
+        assert self._asked_last is not None
+        topic = lane.chain.topic
+        while (missing := self._decoder.ready(topic, lane.pending)[1]) is not None:
+            if (topic, missing) in self._asked_last:
+                return
+            self._asked_last.add((topic, missing))
+            await self._decoder.learn(topic, missing)
 
     def _spawn(
         self, among: dict[Any, asyncio.Task[None]], key: Any, work: Coroutine[Any, Any, None], name: str

@@ -33,6 +33,7 @@ class CursorState(Struct, frozen=True, kw_only=True):
     newest_us: int | None = None  # newest stamp not beyond the source's clock that the tail has shown
     newest_first_server_us: int | None = None  # the source's clock when that stamp was first shown
     latest_us: int | None = None  # last stamp of the last tail run: an answer that ends before it may have been cut
+    ascending: bool | None = None  # did the last answer that held several ticks show them in order?
     lookback: SweepProgress | None = None
     cap_lookback: SweepProgress | None = None
     start_us: int | None = None  # where reading began: rows dated below were never wanted. None: at ``cursor_us``
@@ -176,5 +177,6 @@ def moved(state: CursorState, to_us: int) -> CursorState:
         cap_swept_us=to_us,
         window_us=state.window_us,
         longest_answer_rows=state.longest_answer_rows,
+        ascending=state.ascending,
         republish_before_us=state.republish_before_us,
     )

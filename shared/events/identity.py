@@ -39,7 +39,7 @@ _encode_sorted = msgspec.json.Encoder(order="sorted").encode
 _decode_as_written = msgspec.json.Decoder(float_hook=Raw).decode  # fractions stay text; integers have but one spelling
 _decode_object = msgspec.json.Decoder(dict[str, Raw]).decode
 _decode_array = msgspec.json.Decoder(list[Raw]).decode
-_MINUS_ZERO = re.compile(rb"-0(?=[,\]}\s])")  # ... except zero
+_MINUS_ZERO = re.compile(rb"-0(?=[,\]}\s]|\Z)")  # ... except zero
 _SCALARS = (str, int, bool)
 _KEY_RULE = "a key field must be a string, an integer or a boolean, and not null"
 _UNITS = {"epoch_s": 1_000_000, "epoch_ms": 1_000, "epoch_us": 1}

@@ -92,11 +92,12 @@ def parse(schema: str) -> Record:
     if len(schema) > _SCHEMA_CHARS_MAX:
         raise ContractError(f"the schema is longer than {_SCHEMA_CHARS_MAX} characters")
     try:
-        text = json.loads(schema)
-        parsed = fastavro.schema.parse_schema(text)
+        spelled = json.loads(schema)
     except (ValueError, RecursionError) as error:
         raise ContractError(f"the schema is no JSON: {error}") from None
-    except (SchemaParseException, UnknownType, KeyError, TypeError, AttributeError) as error:
+    try:
+        parsed = fastavro.schema.parse_schema(spelled)
+    except (SchemaParseException, UnknownType, LookupError, TypeError, ValueError, AttributeError) as error:
         raise ContractError(f"the schema is no valid Avro schema: {error!r}") from None
     node = _Parser().node(parsed, "", 0)
     if not isinstance(node, Record):

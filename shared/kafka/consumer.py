@@ -38,7 +38,10 @@ STOP_S = 5.0
 class ConsumerSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Of one member. Memory for what is read ahead: ``partition_fetch_bytes_max`` for each partition held."""
 
-    session_timeout_s: float = 30.0
+    instance_id: str | None = None
+    """A name that outlives the process, its own for each replica: after a crash its successor then takes over at once."""
+    session_timeout_s: float = 10.0
+    """How long a member that died in silence keeps its partitions."""
     rebalance_timeout_s: float = 60.0
     partition_fetch_bytes_max: int = 1024 * 1024
     fetch_bytes_min: int = 64 * 1024
@@ -267,6 +270,7 @@ class GroupConsumer:
         settings = self._settings
         consumer = AIOKafkaConsumer(
             group_id=self._group,
+            group_instance_id=settings.instance_id,
             enable_auto_commit=False,
             auto_offset_reset="none",
             isolation_level="read_committed",

@@ -201,19 +201,20 @@ class Incarnation:
             sender.remove_done_callback(self.producer._sender._fail_all)  # fails itself without a transaction
 
     def _cut_off(self) -> None:
-        """No more bytes leave, no connection is made again, and nobody waits for metadata that won't come."""
+        """No more bytes leave, and no connection is made again."""
         client = self.producer.client
         self.producer._closed = True  # a later stop() returns at once
         client._get_conn = _no_connection
         client.force_metadata_update = _no_metadata
-        if client._md_update_fut is not None and not client._md_update_fut.done():
-            client._md_update_fut.set_result(False)
         for connection in client._conns.values():
             if connection._writer is not None:
                 connection._writer.transport.abort()  # close() would flush what is in the buffer
 
     async def _tear_down(self) -> None:
-        await self._close_client()
+        await self._close_client()  # ends the task that would answer those who wait for metadata
+        waited_for = self.producer.client._md_update_fut
+        if waited_for is not None and not waited_for.done():
+            waited_for.set_result(False)
         sender = self.producer._sender.sender_task
         if sender is None:
             return

@@ -74,6 +74,8 @@ class Publisher:
     def __init__(self, settings: KafkaSettings) -> None:
         self._settings = settings
         self._client_kwargs = settings.client_kwargs()
+        self._probe_s = min(settings.probe_deadline_s, settings.delivery_deadline_s)
+        self._pause_s = min(RECONNECT_S, settings.delivery_deadline_s / 5)
         self._breakers: defaultdict[str, Breaker] = defaultdict(Breaker)
         self._limits: defaultdict[str, SizeLimits] = defaultdict(lambda: SizeLimits(settings.batch_bytes))
         self._current: Incarnation | None = None
@@ -98,7 +100,7 @@ class Publisher:
 
     async def reachable(self) -> bool:
         """Whether a broker answers now; for readiness."""
-        until = asyncio.get_running_loop().time() + self._settings.probe_deadline_s
+        until = asyncio.get_running_loop().time() + self._probe_s
         try:
             incarnation = await self._incarnation(until)
         except (KafkaUnreachable, TopicRefused):
@@ -108,7 +110,7 @@ class Publisher:
     async def publish(self, topic: str, records: Sequence[Outgoing]) -> list[NotPublished | None]:
         """Publish a page; one outcome a record, in their order, ``None``: acknowledged by all in-sync replicas.
 
-        Returns within the delivery deadline, and three times ``CLOSE_S`` where a producer has to be destroyed.
+        Returns within the delivery deadline, and some ``CLOSE_S`` more where a producer has to be destroyed.
         Records of one key keep their order. A cancelled call leaves its records unknown.
         """
         page = _Page(topic, records)
@@ -120,7 +122,7 @@ class Publisher:
         try:
             if not breaker.closed:
                 probe, fitting = fitting[:1], fitting[1:]
-                await self._deliver(page, probe, breaker, started + self._settings.probe_deadline_s)
+                await self._deliver(page, probe, breaker, started + self._probe_s)
             if fitting and breaker.closed:
                 await self._deliver(page, fitting, breaker, started + self._settings.delivery_deadline_s)
         except KafkaUnreachable as error:
@@ -158,6 +160,8 @@ class Publisher:
                 return
             if any(lane.answered for lane in lanes):
                 self._answered(page.topic, breaker)
+            elif indexes:
+                await asyncio.sleep(self._pause_s)
             if indexes and asyncio.get_running_loop().time() >= until:
                 raise KafkaUnreachable("not sent by the deadline")
 
@@ -167,9 +171,8 @@ class Publisher:
         Raises ``KafkaUnreachable`` when the breaker is or becomes open, ``TopicMissing``, ``TopicRefused``.
         """
         loop = asyncio.get_running_loop()
-        pause_s = min(RECONNECT_S, self._settings.delivery_deadline_s / 5)
         while True:
-            attempt_until = min(until, loop.time() + self._settings.probe_deadline_s)
+            attempt_until = min(until, loop.time() + self._probe_s)
             try:
                 incarnation = await self._incarnation(attempt_until)
                 try:
@@ -180,11 +183,11 @@ class Publisher:
             except KafkaUnreachable as error:
                 if breaker.failed():
                     self._say_open(topic, str(error))
-                elif breaker.closed and loop.time() + pause_s >= until:
+                elif breaker.closed and loop.time() + self._pause_s >= until:
                     self._open(topic, breaker, str(error))
                 if not breaker.closed:
                     raise
-            await asyncio.sleep(pause_s)
+            await asyncio.sleep(self._pause_s)
 
     async def _incarnation(self, until: float) -> Incarnation:
         """The present producer or a new one. Those who wait at the same time wait for the same one.
@@ -204,6 +207,8 @@ class Publisher:
         await asyncio.wait([starting], timeout=max(0.0, until - asyncio.get_running_loop().time()))
         if not starting.done():
             raise KafkaUnreachable("no broker answered in time")
+        if starting.cancelled():
+            raise KafkaUnreachable("the publisher is closed")
         return starting.result()
 
     async def _start(self) -> Incarnation:
@@ -232,11 +237,14 @@ class Publisher:
             _, late = await asyncio.wait(tasks, timeout=max(0.0, until - now))
             if late or any(lane.lost_track for lane in lanes):
                 await self._destroy(incarnation, "deadline" if late else "fatal")
-                await asyncio.wait(tasks)  # ends at once: destruction has failed whatever they waited for
+                # Who waited for an acknowledgement has ended now; who waited to be enqueued may not have.
+                for task in late:
+                    task.cancel()
+                await asyncio.wait(tasks)
         finally:
             for task in tasks:
                 task.cancel()
-        return sorted(index for task in tasks for index in task.result())
+        return sorted(index for task in tasks if not task.cancelled() for index in task.result())
 
     async def _destroy(self, incarnation: Incarnation, why: str) -> None:
         """Give other calls a moment to get their acknowledgements, then end the producer and all it still holds."""
@@ -323,6 +331,10 @@ class _Lane:
                 await acknowledged
             except KafkaError as error:
                 return self._failed(error, batch, sent) + self._rest(error, end)
+            except asyncio.CancelledError:
+                if may_have_been_sent(batch):
+                    self._page.settle(sent, _UNKNOWN)
+                raise
             self.answered = True
             self._page.settle(sent, None)
             position = end

@@ -28,7 +28,7 @@ class KafkaSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     delivery_deadline_s: Annotated[float, Meta(ge=0.2, le=300)] = 15.0
     """What a page has no acknowledgement for after this long is unknown, and the producer is destroyed."""
     probe_deadline_s: Annotated[float, Meta(ge=0.2, le=60)] = 5.0
-    """The same for the one record that is risked while the breaker is open, and for one attempt to connect."""
+    """For the one record that is risked while the breaker is open, and for one attempt to connect; at most the above."""
     topic_wait_s: Annotated[float, Meta(ge=0, le=60)] = 1.0
     """How long a topic may be unknown to the brokers (it was just created) before its records are refused."""
     linger_ms: Annotated[int, Meta(ge=0, le=1000)] = 0
@@ -37,7 +37,8 @@ class KafkaSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     """A batch of one partition before compression; at most half of the brokers' ``message.max.bytes`` is safe."""
     record_bytes_max: Annotated[int, Meta(ge=1024, le=64 * 1024 * 1024)] = 1024 * 1024
     """A record above this is never sent: the brokers' ``message.max.bytes``, or less."""
-    compression: Compression = "none"
+    compression: Compression = "zstd"
+    """Measured: no more CPU than none (fewer bytes to send), a third of the bytes on disk and network."""
 
     def __post_init__(self) -> None:
         if problem := self._problem():

@@ -6,6 +6,7 @@ Three kinds: *transient* (throttled, 5xx, no connection: again after a jittered 
 
 import asyncio
 import re
+from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any, Literal
@@ -120,19 +121,25 @@ class Lanes:
         self._in_flight_max = in_flight_max
         self._in_flight = 0
         self._calm = 0
-        self._freed = asyncio.Condition()
+        self._waiting: deque[asyncio.Future[None]] = deque()
 
     @asynccontextmanager
     async def lane(self) -> AsyncIterator[None]:
-        async with self._freed:
-            await self._freed.wait_for(lambda: self._in_flight < self.allowed)
-            self._in_flight += 1
+        """Waits for a free lane; first come, first served."""
+        while self._in_flight >= self.allowed:
+            turn = asyncio.get_running_loop().create_future()
+            self._waiting.append(turn)
+            try:
+                await turn
+            except asyncio.CancelledError:
+                self._wake()  # the turn may have been ours: it is somebody else's now
+                raise
+        self._in_flight += 1
         try:
             yield
         finally:
             self._in_flight -= 1
-            async with self._freed:
-                self._freed.notify_all()
+            self._wake()
 
     def throttled(self) -> None:
         self.allowed = max(1, self.allowed // 2)
@@ -143,6 +150,16 @@ class Lanes:
         if self._calm >= self.RECOVERY and self.allowed < self._in_flight_max:
             self.allowed += 1
             self._calm = 0
+            self._wake()
+
+    def _wake(self) -> None:
+        """Let as many look again as there are lanes free; without an await, so that no cancellation can lose it."""
+        free = self.allowed - self._in_flight
+        while self._waiting and free > 0:
+            turn = self._waiting.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                free -= 1
 
 
 class Budget:

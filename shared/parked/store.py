@@ -92,7 +92,13 @@ class ParkedStore:
         return cls(settings, dynamodb, await open_client("s3", stack, connections_max=connections_max))
 
     async def park(self, events: Sequence[ParkedEvent]) -> ParkOutcome:
-        """Durable when it returns. Raises ``ParkedUnavailable`` after ``budget_s``: call again, nothing doubles."""
+        """Durable when it returns. Raises ``ParkedUnavailable`` after ``budget_s``: call again, nothing doubles.
+
+        A call under way is not cut short, so that it may take a time-out longer. Bodies that a failed or killed call
+        leaves behind are named by no META and harmless.
+        """
+        if not events:
+            return ParkOutcome()
         budget = Budget(self._settings.budget_s)
         # Only the first call of a process, and one after a failure, can meet its own traces: reading first then
         # costs less than the bodies it would write in vain.

@@ -348,11 +348,9 @@ class _Gunzip:
             if self._member.eof:
                 self._member = zlib.decompressobj(wbits=31)
             try:
-                piece = self._member.decompress(received, self._limit + 1)
+                piece = self._member.decompress(received, self._limit + 1)  # one byte more is enough to refuse it
             except zlib.error as error:
                 raise SourceUnavailable(f"the compressed body is damaged ({error})") from None
-            if self._member.unconsumed_tail:
-                raise _too_large(self._limit)
             received = self._member.unused_data
             if piece:
                 yield piece

@@ -79,8 +79,6 @@ def tail_moved(
     if step.kind == "end" and not step.unproved:
         state = replace(state, latest_us=_latest(state, run))
         state, idle = _idled(state, clocks, granularity_us)
-    if step.unproved:
-        return state, False
     return _settled(state, clocks, limits, granularity_us), idle
 
 
@@ -108,7 +106,7 @@ def lookback_moved(
     assert progress is not None
     run = step.run
     reached_us = run.at_us if run.reached_us is None else max(run.at_us, run.reached_us)
-    reached = step.kind != "again" and run.ascending and reached_us >= tick(progress.until_us, granularity_us)
+    reached = step.kind != "again" and run.in_order and reached_us >= tick(progress.until_us, granularity_us)
     if reached or (step.kind == "end" and not step.unproved):
         return _completed(state, lane, progress.until_us, limits, granularity_us), True
     if step.kind == "on":

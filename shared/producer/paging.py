@@ -16,8 +16,8 @@ from msgspec.structs import replace
 from shared.events.model import Sighting
 
 OPEN_ROWS_MAX = 100
-"""An unproved tick of no more rows counts as whole: young and quiet entities have nothing to compare with. A source
-that cuts answers that short is found out as soon as a later row is known."""
+"""An unproved tick of no more rows is borne: young and quiet entities have nothing to compare with, and to read so few
+again at each poll costs nothing. A source that cuts answers that short is found out as soon as a later row is known."""
 
 PATIENCE_RUNS = 12
 """Runs that may end in the same unproved tick before the entity is paused: mostly the next change proves it."""
@@ -79,6 +79,7 @@ class Run(Struct, frozen=True, kw_only=True):
     within_us: int | None = None  # the greatest stamp shown that is not beyond the source's clock
     rows_max: int = 0  # the longest answer so far
     ascending: bool = True
+    lone: bool = False  # nothing but one tick was ever shown: the source's order is not known yet
     exclusive: bool | None = None  # does the source leave out the tick ``since`` itself? None: not known yet
     looked_below: bool = False
     probe: Literal["none", "earlier", "later"] = "none"
@@ -88,6 +89,11 @@ class Run(Struct, frozen=True, kw_only=True):
     looked_later: bool = False
     later_us: int | None = None  # a row that comes after this tick, shown a moment ago
 
+    @property
+    def in_order(self) -> bool:
+        """Is what lies below the greatest tick shown known to have been shown?"""
+        return self.ascending and not self.lone
+
 
 class Known(Struct, frozen=True, kw_only=True):
     """What earlier answers have taught."""
@@ -95,6 +101,7 @@ class Known(Struct, frozen=True, kw_only=True):
     granularity_us: int
     limit_max: int
     longest_rows: int  # longest answer that held several ticks, this one included
+    ascending: bool | None  # did the last answer that held several ticks show them in order?
     latest_us: int | None  # last tick of the last whole tail run
     stamp_before: Callable[[int], int | None]  # a recorded stamp below a tick
     more_than: Callable[[int, int], bool]  # are more rows than so many recorded since that time?
@@ -105,7 +112,7 @@ class Step(Struct, frozen=True, kw_only=True):
 
     run: Run
     kind: Literal["again", "on", "end"]  # another question at the same tick, the next page, or the run's end
-    unproved: bool = False  # at the end: not proved whole, so nothing may move beyond ``run.at_us``
+    unproved: bool = False  # at the end: not proved whole, so that nothing may move beyond ``run.at_us``
     pause: str | None = None
 
 
@@ -118,14 +125,15 @@ def step(run: Run, answer: Survey, known: Known) -> Step:
         return _again(run, since_us=run.at_us - known.granularity_us, looked_below=True)
     run = replace(
         run,
+        ascending=run.ascending and (answer.ascending if answer.several else known.ascending is not False),
+        lone=not answer.several and _is_orderless(run, answer, known),
         exclusive=_is_exclusive(run, answer),
-        ascending=run.ascending and answer.ascending,
         reached_us=_greatest(run.reached_us, answer.last_us),
         within_us=_greatest(run.within_us, answer.within_us),
         rows_max=max(run.rows_max, answer.rows),
     )
     short = answer.rows == 0 or _is_short(run, answer.rows, known)
-    if not run.ascending:
+    if not run.in_order:
         return _whole(run) if short else _not_whole(run, answer.rows, known, cut=False)
     last_us = run.at_us if answer.last_us is None else answer.last_us
     latest_us = _greatest(known.latest_us, run.later_us)
@@ -178,27 +186,29 @@ def _after_probe(run: Run, answer: Survey, known: Known) -> Step:
     if run.probe == "later":
         if answer.last_us is None or answer.last_us <= run.at_us:
             return _give_up(calm, run.open_rows, known, cut=False)
-        return _again(calm, later_us=answer.last_us)  # if the tick still hides them, it is cut for certain
+        # If the tick still hides these, then it is cut for certain. A source that shows the newest first would have
+        # shown them in its place.
+        at_us = run.at_us if run.in_order or run.reached_us is None else run.reached_us
+        return _again(calm, at_us=at_us, since_us=at_us - known.granularity_us, lone=False, later_us=answer.last_us)
     if answer.rows > run.open_rows:
         return _whole(calm)
-    same = run.ascending and answer.ascending and answer.several and answer.rows == run.open_rows
+    same = answer.several and answer.rows == run.open_rows
     return _give_up(replace(calm, cut_alike=same), run.open_rows, known, cut=same)
 
 
 def _give_up(run: Run, rows: int, known: Known, *, cut: bool) -> Step:
-    """Nothing proves the tick whole. What is certainly cut pauses; the rest stands, and mostly the next change tells."""
+    """Nothing proves the tick whole. What is certainly cut pauses; else the next change will mostly tell."""
     runs = 1 + (run.unproved.runs if run.unproved.at_us == run.at_us else 0)
     if run.ascending and not run.looked_later and (cut or runs % PATIENCE_RUNS == 0):
         # Every so often even without a doubt: a first tick that fills tiny pages would hide all that follows for ever.
-        since_us = run.at_us + known.granularity_us
+        last_us = run.at_us if run.reached_us is None else max(run.at_us, run.reached_us)
+        since_us = last_us + known.granularity_us
         return _again(run, since_us=since_us, probe="later", looked_later=True, open_rows=rows)
     run = replace(run, unproved=Unproved(at_us=run.at_us, runs=runs, rows=rows, within_us=run.within_us))
     certain = run.later_us is not None
     full = run.limit is not None and rows >= run.limit
     small = rows <= OPEN_ROWS_MAX and not (full or run.cut_alike or certain)
-    if small and run.ascending:
-        return Step(run=run, kind="end")
-    hopeless = runs >= PATIENCE_RUNS and (not small or known.more_than(rows, run.since_us))
+    hopeless = runs >= PATIENCE_RUNS and (not small or (not run.in_order and known.more_than(rows, run.since_us)))
     return Step(run=run, kind="end", unproved=True, pause=_stuck(run, rows) if certain or hopeless else None)
 
 
@@ -213,6 +223,11 @@ def _whole(run: Run) -> Step:
 def _is_short(run: Run, rows: int, known: Known) -> bool:
     """Shorter than the limit asked for *and* than an answer that is known to have fitted: surely not cut."""
     return rows < known.longest_rows and (run.limit is None or rows < run.limit)
+
+
+def _is_orderless(run: Run, answer: Survey, known: Known) -> bool:
+    """One tick alone has no order: a source that shows the newest rows first may have cut off all that lies before."""
+    return known.ascending is None and run.later_us is None and answer.last_us not in (None, run.at_us)
 
 
 def _is_exclusive(run: Run, answer: Survey) -> bool | None:
@@ -235,7 +250,8 @@ def _greatest(one: int | None, other: int | None) -> int | None:
 
 def _stuck(run: Run, rows: int) -> str:
     if run.ascending:
-        what = f"{rows} rows or more stand under the time stamp {iso(run.at_us)}, as many as one answer shows"
+        tick_us = run.at_us if run.reached_us is None else run.reached_us
+        what = f"{rows} rows or more stand under the time stamp {iso(tick_us)}, and nothing proves that these are all"
     else:
         what = f"answers since {iso(run.at_us)} are not sorted by time and may be cut at {rows} rows"
     if run.limit is None:

@@ -32,6 +32,8 @@ _IDLE = ("reading", "idle: the cursor follows the source's clock past the last t
 _SHRUNK = ("reading", "seen entries reached seen_bytes_max: the lateness cap shrank")
 _KEPT = 7 / 8
 """Of ``seen_bytes_max``, once it was reached: not at each page again."""
+_DROPPED_AT_ONCE = 20_000
+"""Seen entries forgotten with one page: some milliseconds, where a completed cap lookback frees ten minutes' worth."""
 
 
 class Request(Struct, frozen=True, kw_only=True):
@@ -131,14 +133,13 @@ class Reading:
         clocks = self._clocks(answer)
         state = marks.not_ahead(self.state, clocks, self._granularity_us)
         seen_here = survey(answer.sightings, self._granularity_us, clocks.bound_us)
-        longest = max(state.longest_answer_rows, seen_here.rows if seen_here.several else 0)
-        _check_not_behind(request, seen_here, longest, self._granularity_us)
+        state = _learned(state, seen_here)
+        _check_not_behind(request, seen_here, state.longest_answer_rows, self._granularity_us)
         numbered = number(
             self._rules, self._seen, answer.sightings, shown_from_us, self._bounds(request, state, clocks)
         )
         late_us = self._late(numbered)
-        state = replace(state, longest_answer_rows=longest)
-        taken = step(request.run, seen_here, self._known(longest))
+        taken = step(request.run, seen_here, self._known(state))
         history = None
         if request.lane == "tail":
             state, idle = marks.tail_moved(state, taken, clocks, self._limits, self._granularity_us)
@@ -162,7 +163,7 @@ class Reading:
             below_floor=numbered.below_floor,
             lateness_us=[clocks.source_us - stamp_us for stamp_us in late_us],
             commit=self._commit(state, numbered, history, shown_from_us + max(seen_here.rows, 1) - 1),
-            pause=taken.pause or self._overfull(numbered, shrunk_us),
+            pause=taken.pause or self._overfull(state, numbered),
             cap_shrunk_us=None if shrunk_us is None else state.cursor_us - shrunk_us,
             clock_skew_us=None if answer.server_date_us is None else answer.server_date_us - answer.requested_us,
         )
@@ -174,7 +175,7 @@ class Reading:
         if page.commit is not None:
             self._recorded = page.commit.state
             self._seen.add(page.commit.entries)
-            self._seen.drop_below(page.commit.seen_floor_us)
+            self._seen.drop_below(page.commit.seen_floor_us, None if page.cap_shrunk_us else _DROPPED_AT_ONCE)
         if was.republish_before_us is not None and page.state.republish_before_us is None:
             self._seen.trust_all()
         self._last_lane = lane
@@ -231,12 +232,13 @@ class Reading:
             future_us=clocks.bound_us + self._limits.future_us_max,
         )
 
-    def _known(self, longest_rows: int) -> Known:
+    def _known(self, state: CursorState) -> Known:
         return Known(
             granularity_us=self._granularity_us,
             limit_max=self._limits.page_rows_max,
-            longest_rows=longest_rows,
-            latest_us=self.state.latest_us,
+            longest_rows=state.longest_answer_rows,
+            ascending=state.ascending,
+            latest_us=state.latest_us,
             stamp_before=self._seen.stamp_before,
             more_than=self._seen.more_than,
         )
@@ -263,9 +265,11 @@ class Reading:
         floor_us = min(tick(fitting_us - 1, granule) + 2 * granule, tick(state.cursor_us, granule) - granule)
         return floor_us if state.floor_us is None or floor_us > state.floor_us else None
 
-    def _overfull(self, numbered: Numbered, shrunk_us: int | None) -> str | None:
+    def _overfull(self, state: CursorState, numbered: Numbered) -> str | None:
+        """Why memory can't be bounded: all that may be forgotten is, or is about to be, and the rest is too much."""
         limit = self._limits.seen_bytes_max
-        if shrunk_us is not None or self._seen.floor_for(limit, numbered.entries) is None:
+        fitting_us = self._seen.floor_for(limit, numbered.entries)
+        if fitting_us is None or (state.floor_us is not None and fitting_us <= state.floor_us - self._granularity_us):
             return None
         return f"one tick, and rows dated beyond the clock, need more than seen_bytes_max ({limit}): raise it"
 
@@ -284,6 +288,14 @@ class Reading:
             max_us=numbered.max_us,
             history=history,
         )
+
+
+def _learned(state: CursorState, answer: Survey) -> CursorState:
+    """Only an answer of several ticks says anything about lengths and order."""
+    if not answer.several:
+        return state
+    longest = max(state.longest_answer_rows, answer.rows)
+    return replace(state, longest_answer_rows=longest, ascending=answer.ascending)
 
 
 def _check_not_behind(request: Request, answer: Survey, longest_rows: int, granularity_us: int) -> None:

@@ -98,14 +98,19 @@ class Seen:
         self._pages.append(_Page(min(times), max(times), identities, keys))
         self.entries += len(identities)
 
-    def drop_below(self, floor_us: int) -> None:
-        """Forget the pages that hold nothing at or above the floor. What else is older stays: it does no harm."""
-        kept = [page for page in self._pages if page.max_us >= floor_us]
-        if len(kept) == len(self._pages):
-            return
+    def drop_below(self, floor_us: int, entries_max: int | None = None) -> None:
+        """Forget pages that hold nothing at or above the floor: some ``entries_max`` of them, the rest another time.
+
+        What else is older stays with its page: it does no harm.
+        """
+        kept: list[_Page] = []
+        left = self.entries if entries_max is None else entries_max
         for page in self._pages:
-            if page.max_us < floor_us:
-                self._forget(page, floor_us)
+            if page.max_us >= floor_us or left <= 0:
+                kept.append(page)
+                continue
+            left -= len(page.identities)
+            self._forget(page, floor_us)
         self._pages = kept
 
     def trust_all(self) -> None:

@@ -28,6 +28,7 @@ class Books(Struct):
 
     events: int
     lost: int  # shown no later than the lateness cap, and not published
+    lost_behind: int  # of these, behind the cursor; the others still wait
     doubled: int  # published more than once
     requests: int
     rows_read: int
@@ -81,7 +82,7 @@ class Poller:
         if how == "clean":
             return
         recorded_us = self.pages[-1].shown_us if self.pages else 0
-        again_us = self.committed.swept_us - self.committed.window_us - SECOND_US
+        again_us = self.committed.swept_us - self.committed.window_us - 2 * self.rules.granularity_us
         for event in self.topic:
             in_reach = self.rules.shows == "rows" and event.sighting.updated_us >= again_us
             if event.shown_us > recorded_us or in_reach:
@@ -128,32 +129,39 @@ class Poller:
         """Compare with the truth of the source."""
         repeats = Counter(event.event_id for event in self.topic)
         doubled = sum(n - 1 for event_id, n in repeats.items() if event_id not in self.repeatable)
-        writes = self.source.history.writes
+        lost = self._lost_rows() if self.rules.shows == "rows" else self._lost_events()
         return Books(
-            events=len(writes),
-            lost=self._lost_rows() if self.rules.shows == "rows" else self._lost_events(repeats),
+            events=len(self.source.history.writes),
+            lost=len(lost),
+            lost_behind=sum(write.stamp_us < self.committed.cursor_us for write in lost),
             doubled=doubled,
             requests=self.source.requests,
             rows_read=self.source.rows,
         )
 
-    def _lost_events(self, repeats: Counter[str]) -> int:
-        truth = Counter(write.raw for write in self._owed())
+    def _lost_events(self) -> list[Write]:
         got = Counter({event.event_id: event.sighting.raw for event in self.topic}.values())
         assert not got - Counter(write.raw for write in self.source.history.writes), "published what was never shown"
-        return sum((truth - got).values())
+        lost = []
+        for write in self._owed():
+            if got[write.raw] == 0:
+                lost.append(write)
+            got[write.raw] -= 1
+        return lost
 
-    def _lost_rows(self) -> int:
-        newest: dict[str, Event] = {}
+    def _lost_rows(self) -> list[Write]:
+        newest: dict[str | None, Event] = {}
         for event in self.topic:
-            assert event.sighting.key is not None
             best = newest.get(event.sighting.key)
             if best is None or (event.rank, event.tiebreak) > (best.rank, best.tiebreak):
                 newest[event.sighting.key] = event
         final = {write.key: write for write in self.source.history.writes}
         owed = {write.number for write in self._owed()}
-        states = {key: write.raw for key, write in final.items() if write.number in owed}
-        return sum(str(key) not in newest or newest[str(key)].sighting.raw != raw for key, raw in states.items())
+        return [
+            write
+            for key, write in final.items()
+            if write.number in owed and (str(key) not in newest or newest[str(key)].sighting.raw != write.raw)
+        ]
 
     def _owed(self) -> list[Write]:
         """What the promise covers: dated from the start on, and shown no later than the lateness cap."""
@@ -204,8 +212,8 @@ class Poller:
 
     def _check_cursor(self, was_us: int, is_us: int) -> None:
         """The cursor is never ahead: what it passes, and could be seen when the run began, is published."""
-        if self.rules.shows == "rows":
-            return
+        if self.rules.shows == "rows" or self.source.order != "ascending":
+            return  # a row may have moved on; an unsorted answer may be proved whole by a later one
         for write in self.source.history.writes:
             if was_us <= write.stamp_us < is_us and write.commit_us <= self._run_began_us:
                 assert self.published[write.raw], f"the cursor passed {write}"

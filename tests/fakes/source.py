@@ -102,9 +102,9 @@ class SimulatedSource:
     ) -> None:
         self.history = history
         self._exclusive = exclusive
-        self._silent_cap = silent_cap
+        self.silent_cap = silent_cap
         self._takes_limit = takes_limit
-        self._order = order
+        self.order = order
         self._chance = chance or random.Random(0)
         self._next = 0
         self._shown: list[tuple[int, int, bytes]] = []  # (stamp, number, raw), sorted
@@ -117,11 +117,11 @@ class SimulatedSource:
         self._commit_until(now_us)
         edge = bisect_right if self._exclusive else bisect_left
         found = self._shown[edge(self._shown, since_us, key=lambda row: row[0]) :]
-        if self._order == "descending":
+        if self.order == "descending":
             found.reverse()
-        elif self._order == "unordered":
+        elif self.order == "unordered":
             self._chance.shuffle(found)
-        cuts = [cut for cut in (self._silent_cap, limit if self._takes_limit else None) if cut is not None]
+        cuts = [cut for cut in (self.silent_cap, limit if self._takes_limit else None) if cut is not None]
         found = found[: min(cuts, default=len(found))]
         self.requests += 1
         self.rows += len(found)

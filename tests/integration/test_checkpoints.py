@@ -612,6 +612,23 @@ async def test_a_commit_whose_answer_was_lost_is_recorded_once(
     assert [seen.entries for seen in (await behind_proxy.load(grant))[1]] == [b"<1>", b"<2>"]
 
 
+async def test_a_connection_in_doubt_is_cut_and_not_waited_for(
+    checkpoints: Checkpoints, dsn: str, proxy: TcpProxy, exits: AsyncExitStack
+) -> None:
+    settings = PostgresSettings(
+        dsn=elsewhere(dsn, port=proxy.port), connect_timeout_s=10, command_timeout_s=0.2, budget_s=0.01
+    )
+    opened = await Checkpoints.open(settings, exits)
+    await opened.ping()
+    await proxy.set_mode("half_open")
+    began_s = time.monotonic()
+
+    with pytest.raises(CheckpointsUnavailable):
+        await opened.ping()
+
+    assert time.monotonic() - began_s < 5
+
+
 async def test_the_service_opens_while_postgres_is_down(dsn: str, proxy: TcpProxy, exits: AsyncExitStack) -> None:
     await proxy.set_mode("refuse")
     settings = PostgresSettings(dsn=elsewhere(dsn, port=proxy.port), budget_s=0.2)

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import socket
 import threading
 import uuid
 from collections.abc import Callable, Iterator
@@ -24,6 +25,7 @@ from shared.parked.store import ParkedSettings, ParkedStore
 from shared.raw.generation import TopicLife, settle
 from shared.raw.keys import Chain, Keys
 from shared.raw.ledger import Ledger
+from shared.raw.objects import StoreUnavailable
 
 ID, AT, NOTE = '{"name": "id", "type": "long"}', '{"name": "updated_at", "type": "string"}', '{"name": "note", %s}'
 RECORD = '{"type": "record", "name": "%s", "fields": [%s]}'
@@ -153,6 +155,8 @@ def test_columns_that_collide_across_versions_are_refused(place: Place, run: Jso
 class _Overwriting(BaseHTTPRequestHandler):
     """A store that takes ``If-None-Match`` for decoration, as some that call themselves S3-compatible do."""
 
+    protocol_version = "HTTP/1.1"  # that of servers which answer "Expect: 100-continue", as the client sends it
+
     def do_HEAD(self) -> None:
         self._answer()
 
@@ -204,6 +208,19 @@ def test_the_probe_leaves_one_object_however_often_it_runs(place: Place, stack: 
             return [item["Key"] for item in listed["Contents"]]
 
     assert asyncio.run(probe()) == [PROBE]
+
+
+def test_a_store_that_never_answers_a_put_ends_the_wait(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.cli.buckets.PUT_S_MAX", 0.2)
+
+    async def probe() -> None:
+        async with AsyncExitStack() as resources:
+            await Buckets(await open_client("s3", resources)).refuses_second_put("any-bucket", "")
+
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # connects, and is never accepted
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        with pytest.raises(StoreUnavailable, match="no answer to a PUT"):
+            asyncio.run(probe())
 
 
 def test_a_lifecycle_rule_that_deletes_is_refused(place: Place, run: JsonRun) -> None:

@@ -106,6 +106,12 @@ async def test_what_is_parked_is_counted_listed_and_shown_with_its_bytes(bench: 
     assert await store.show("0" * 32) == []
 
 
+async def test_parking_nothing_asks_nobody(bench: Bench) -> None:
+    outcome = await (await bench.store(proxied=True)).park([])
+
+    assert (outcome.new, bench.proxy.calls) == (0, [])
+
+
 async def test_a_listing_pages_through_all_shards_in_the_order_of_parking(bench: Bench) -> None:
     store = await bench.store()
     await store.park([parked(number) for number in range(45)])

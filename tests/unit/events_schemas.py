@@ -1,13 +1,13 @@
-"""Hypothesis strategies of Avro types: a schema, and events under it as JSON text, as fastavro's datum and as flat cells."""
+"""Hypothesis strategies of Avro types: a schema, and events under it as JSON, as fastavro's datum and as flat cells."""
 
 import base64
 import json
-from dataclasses import dataclass
-from datetime import UTC, date, datetime, time, timedelta
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from itertools import count
 from typing import Any
-from uuid import UUID
 
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
@@ -64,9 +64,9 @@ def strings() -> SearchStrategy[Sample]:
 
 def decimals(precision: int, scale: int) -> SearchStrategy[Sample]:
     def sample(unscaled: int, as_string: bool) -> Sample:
-        value = Decimal(unscaled).scaleb(-scale)
+        value = Decimal(f"{unscaled}e-{scale}")  # not scaleb, which rounds to 28 digits
         text = f"{value:f}"
-        return leaf(quoted(text) if as_string else text, value, text.replace("-0", "-0") if unscaled else f"{abs(value):f}")
+        return leaf(quoted(text) if as_string else text, value, text)
 
     return st.builds(sample, st.integers(-(10**precision) + 1, 10**precision - 1), st.booleans())
 
@@ -111,11 +111,22 @@ def logical(base: str, name: str, samples: SearchStrategy[Sample], **more: Any) 
     return AvroType({"type": base, "logicalType": name, **more}, samples)
 
 
-NAMES = count()
-
-
 def named(kind: str, **more: Any) -> dict[str, Any]:
-    return {"type": kind, "name": f"Named{next(NAMES)}", **more}
+    """A named type, whose name ``event_type`` will choose."""
+    return {"type": kind, "name": "", **more}
+
+
+def with_names(schema: Any, numbers: Iterator[int]) -> Any:
+    if isinstance(schema, list):
+        return [with_names(part, numbers) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    name = {"name": f"Named{next(numbers)}"} if schema.get("name") == "" else {}
+    return {key: with_names(value, numbers) for key, value in schema.items()} | name
+
+
+def make_type(make: Callable[[], AvroType]) -> AvroType:
+    return make()
 
 
 def leaves() -> SearchStrategy[AvroType]:
@@ -130,13 +141,15 @@ def leaves() -> SearchStrategy[AvroType]:
             lambda: AvroType("string", strings()),
             lambda: AvroType("bytes", binary(0, 9)),
             lambda: AvroType(named("fixed", size=3), binary(3, 3)),
-            lambda: AvroType(named("enum", symbols=symbols), st.sampled_from(symbols).map(lambda s: leaf(quoted(s), s))),
+            lambda: AvroType(
+                named("enum", symbols=symbols), st.sampled_from(symbols).map(lambda s: leaf(quoted(s), s))
+            ),
             lambda: logical("bytes", "decimal", decimals(9, 2), precision=9, scale=2),
             lambda: logical("bytes", "decimal", decimals(40, 0), precision=40),
-            lambda: AvroType(
-                named("fixed", size=8, logicalType="decimal", precision=18, scale=6), decimals(18, 6)
+            lambda: AvroType(named("fixed", size=8, logicalType="decimal", precision=18, scale=6), decimals(18, 6)),
+            lambda: logical(
+                "string", "uuid", st.uuids().map(lambda value: leaf(quoted(str(value)), value, str(value)))
             ),
-            lambda: logical("string", "uuid", st.uuids().map(lambda value: leaf(quoted(str(value)), value, str(value)))),
             lambda: logical("int", "date", dates()),
             lambda: logical("int", "time-millis", times(1_000)),
             lambda: logical("long", "time-micros", times(1)),
@@ -145,7 +158,7 @@ def leaves() -> SearchStrategy[AvroType]:
             lambda: logical("long", "local-timestamp-millis", moments(1_000, local=True)),
             lambda: logical("long", "local-timestamp-micros", moments(1, local=True)),
         ]
-    ).map(lambda make: make())
+    ).map(make_type)
 
 
 def nullable(inner: AvroType, null_first: bool) -> AvroType:
@@ -172,7 +185,9 @@ def mapping(values: AvroType) -> AvroType:
         )
 
     names = st.text(st.characters(exclude_categories=["Cs"]), max_size=4)
-    return AvroType({"type": "map", "values": values.schema}, st.dictionaries(names, values.samples, max_size=3).map(sample))
+    return AvroType(
+        {"type": "map", "values": values.schema}, st.dictionaries(names, values.samples, max_size=3).map(sample)
+    )
 
 
 def record(fields: dict[str, AvroType]) -> AvroType:
@@ -200,27 +215,23 @@ def not_null_twice(inner: AvroType) -> bool:
     return not isinstance(inner.schema, list)
 
 
-def avro_types(*, maps: bool = True) -> SearchStrategy[AvroType]:
-    """Everything that is compiled; without maps and arrays of compounds: everything that polars reads."""
-
-    def extend(inner: SearchStrategy[AvroType]) -> SearchStrategy[AvroType]:
-        compounds = [
-            st.builds(nullable, inner.filter(not_null_twice), st.booleans()),
-            st.lists(inner, min_size=1, max_size=4).map(
-                lambda types: record({f"f{index}": inner for index, inner in enumerate(types)})
-            ),
-        ]
-        if maps:
-            compounds += [inner.map(array), inner.map(mapping)]
-        return st.one_of(compounds)
-
-    return st.recursive(leaves(), extend, max_leaves=6)
+def avro_types(*, maps: bool = True, depth: int = 3) -> SearchStrategy[AvroType]:
+    """Everything that is compiled; without maps and arrays: everything that polars reads."""
+    if depth == 0:
+        return leaves()
+    inner = avro_types(maps=maps, depth=depth - 1)
+    fields = st.lists(inner, min_size=1, max_size=3)
+    compounds = [
+        st.builds(nullable, inner.filter(not_null_twice), st.booleans()),
+        fields.map(lambda types: record({f"f{index}": of for index, of in enumerate(types)})),
+    ]
+    if maps:
+        compounds += [inner.map(array), inner.map(mapping)]
+    return st.one_of(leaves(), *compounds)
 
 
 def event_type(inner: AvroType) -> AvroType:
     """An event with key, time stamp and one field more."""
     key = AvroType("string", strings())
-    return record({"id": key, "at": AvroType(STAMP, moments(1, local=False)), "value": inner})
-
-
-__all__ = ["RULES", "AvroType", "Sample", "UUID", "avro_types", "event_type", "time"]
+    made = record({"id": key, "at": AvroType(STAMP, moments(1, local=False)), "value": inner})
+    return replace(made, schema=with_names(made.schema, count()))

@@ -85,7 +85,7 @@ def test_a_process_deaf_to_the_stop_signal_is_killed_with_all_that_it_started(
 
 def test_a_frozen_process_can_be_ended(owner: Supervision) -> None:
     owner.start(shell("frozen", "exec sleep 60"), _ENV)
-    owner.signal("frozen", signal.SIGSTOP)
+    owner.children["frozen"].running.send_signal(signal.SIGSTOP)
 
     assert owner.end("frozen", signal.SIGTERM, within_s=5) == -signal.SIGTERM
 
@@ -144,6 +144,17 @@ def test_one_that_fails_to_start_fails_the_start_of_all(owner: Supervision) -> N
         owner.start_all([broken, needy], _ENV, at_once=1)
 
     assert not owner.is_running("registry")
+
+
+def test_one_that_fails_calls_off_those_that_are_still_starting(owner: Supervision) -> None:
+    slow = shell("kafka", "exec sleep 60", ready=lambda: False)
+    broken = shell("postgres", "exit 1", ready=lambda: False)
+    began = time.monotonic()
+
+    with pytest.raises(StackFailed, match="postgres ended before it was ready"):
+        owner.start_all([slow, broken], _ENV, at_once=2)
+
+    assert time.monotonic() - began < 10
 
 
 def test_a_second_start_of_a_running_process_is_refused(owner: Supervision) -> None:

@@ -119,6 +119,13 @@ def test_libraries_are_routed_and_their_chatter_is_dropped(capsys: pytest.Captur
     assert (line["event"], line["module"], line["message"]) == ("library_message", "aiokafka.cluster", "lost broker 1")
 
 
+def test_libraries_are_no_louder_than_the_process(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure("x", format="json", level="error")
+    logging.getLogger("aiokafka").warning("lost")
+
+    assert lines(capsys) == []
+
+
 def test_long_texts_are_cut(capsys: pytest.CaptureFixture[str]) -> None:
     logs.configure("x", format="json")
     logs.get_logger("x").info("long", text="a" * 100_000, items=list(range(100_000)))

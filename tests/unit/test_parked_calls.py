@@ -128,6 +128,24 @@ async def test_no_more_calls_are_in_flight_than_lanes() -> None:
     assert most == 3
 
 
+async def test_a_cancelled_call_gives_its_lane_and_its_turn_away() -> None:
+    lanes = Lanes(1)
+    entered: list[int] = []
+
+    async def one(number: int) -> None:
+        async with lanes.lane():
+            entered.append(number)
+            await asyncio.sleep(3600 if number < 2 else 0)
+
+    tasks = [asyncio.create_task(one(number)) for number in range(4)]
+    await asyncio.sleep(0)
+    tasks[0].cancel()
+    tasks[1].cancel()
+    await asyncio.wait_for(asyncio.gather(*tasks[2:]), 1)
+
+    assert entered == [0, 2, 3]
+
+
 async def test_a_budget_refuses_a_pause_that_would_outlive_it() -> None:
     with pytest.raises(ParkedUnavailable, match="parked_unavailable: down"):
         await Budget(1.0).pause(2.0, Trouble("down"))

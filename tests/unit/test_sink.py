@@ -469,6 +469,26 @@ async def test_an_unknown_schema_waits_and_what_came_before_it_does_not() -> Non
     assert world.parking.parked == {}
 
 
+async def test_a_sink_that_is_stopped_at_once_still_asks_for_the_schema_it_needs() -> None:
+    world = World()
+    for _record in range(3):
+        world.log.append(A, b"?7")
+    asked: list[bool] = []
+    learn = world.decoder.learn
+
+    async def slow_at_first(topic: str, schema_id: int) -> Learned:
+        asked.append(True)
+        if len(asked) == 1:
+            await asyncio.Event().wait()
+        return await learn(topic, schema_id)
+
+    world.decoder.learn = slow_at_first  # type: ignore[method-assign]
+    async with world.running(drains=True):
+        await world.until(lambda: asked == [True])
+
+    assert await world.offsets() == [0, 1, 2]
+
+
 async def test_a_schema_that_stays_unknown_does_not_keep_the_sink_from_stopping() -> None:
     world = World()
     world.decoder.answer = Learned.UNAVAILABLE
