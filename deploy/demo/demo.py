@@ -51,7 +51,7 @@ class Demo:
         broker: str = "kafka",
         places: Mapping[str, str] | None = None,
     ) -> None:
-        """``began_s``: on the monotonic clock. ``broker`` is the one to kill; ``places`` override the stack's environment."""
+        """``began_s``: on the monotonic clock. ``broker``: the one to kill. ``places`` override the stack's own."""
         self._options = options
         self._stack = stack
         self._screen = screen

@@ -5,7 +5,7 @@ column.
 import io
 import json
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import polars as pl
@@ -14,24 +14,13 @@ from msgspec import Struct
 from shared.events.columns import Column, columns
 from shared.events.encoder import V
 from shared.events.instants import DAY_US, MAX_DAY, MAX_US, MIN_DAY, MIN_US
+from shared.events.lineage import Lineage
 from shared.events.rows import binary_formatter
 from shared.events.schema import Array, Leaf, Node, Record, Union, type_name
 
+_ISO_LOCAL = "%Y-%m-%dT%H:%M:%S%.6f"
+_ISO_UTC = _ISO_LOCAL + "Z"
 _SYNC = b"tidemark in memory"[:16]
-_LINEAGE_TYPES = {
-    "_kafka_topic": pl.String,
-    "_kafka_generation": pl.Int64,
-    "_kafka_partition": pl.Int64,
-    "_kafka_offset": pl.Int64,
-    "_kafka_timestamp": pl.String,
-    "_event_id": pl.String,
-    "_rank": pl.Int64,
-    "_tiebreak": pl.Int64,
-    "_rev": pl.Int64,
-    "_op": pl.String,
-    "_schema_id": pl.Int64,
-    "_attempt": pl.Int64,
-}
 _UNREADABLE = (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError)
 _INT64_RANGE = (-(2**63), 2**63 - 1)
 
@@ -68,7 +57,7 @@ class Columnar:
         self._header = _container_header({"type": "record", "name": "row", "fields": fields})
         self._plans = [_plan(column) for column in found]
 
-    def lines(self, bodies: Sequence[bytes], lineage: Mapping[str, Sequence[Any]]) -> list[bytes]:
+    def lines(self, bodies: Sequence[bytes], lineage: Lineage) -> list[bytes]:
         """One line per body, without newline. Raises ``Doubtful`` if any of them is."""
         frame = self._read(bodies)
         fits = [plan.fits.all().alias(plan.name) for plan in self._plans if plan.fits is not None]
@@ -76,9 +65,8 @@ class Columnar:
             raise Doubtful
         table = frame.select([plan.value.alias(plan.name) for plan in self._plans])
         finished = [_finished(table[plan.name], plan.finish) for plan in self._plans if plan.finish is not None]
-        origin = [pl.Series(name, lineage[name], dtype) for name, dtype in _LINEAGE_TYPES.items()]
         out = io.BytesIO()
-        table.with_columns(finished + origin).write_ndjson(out)
+        table.with_columns(finished + _lineage_columns(lineage)).write_ndjson(out)
         return out.getvalue().split(b"\n")[:-1]
 
     def _read(self, bodies: Sequence[bytes]) -> pl.DataFrame:
@@ -140,7 +128,25 @@ def _present(node: Node) -> Node:
     return (node.nullable() or node) if isinstance(node, Union) else node
 
 
-def _finished(column: pl.Series, finish: Callable[[bytes], str]) -> pl.Series:
+def _lineage_columns(lineage: Lineage) -> list[pl.Series | pl.Expr]:
+    timestamps = pl.Series("_kafka_timestamp", lineage.timestamps_ms, pl.Int64).cast(pl.Datetime("ms"))
+    return [
+        pl.lit(lineage.origin.topic).alias("_kafka_topic"),
+        pl.lit(lineage.origin.generation).alias("_kafka_generation"),
+        pl.lit(lineage.origin.partition).alias("_kafka_partition"),
+        pl.Series("_kafka_offset", lineage.offsets, pl.Int64),
+        timestamps.dt.strftime(_ISO_UTC),
+        pl.Series("_event_id", lineage.event_ids, pl.String),
+        pl.Series("_rank", lineage.ranks, pl.Int64),
+        pl.Series("_tiebreak", lineage.tiebreaks, pl.Int64),
+        pl.Series("_rev", lineage.revs, pl.Int64),
+        pl.Series("_op", lineage.ops, pl.String),
+        pl.lit(lineage.schema_id).alias("_schema_id"),
+        pl.Series("_attempt", lineage.attempts, pl.Int64),
+    ]
+
+
+def _finished(column: pl.Series, finish: Callable[[bytes], str]) -> pl.Series | pl.Expr:
     return pl.Series(column.name, [None if value is None else finish(value) for value in column], pl.String)
 
 
@@ -190,9 +196,9 @@ def _when_plan(name: str, logical: str, value: pl.Expr) -> _Plan:
     moment = (value * unit_us).cast(pl.Datetime("us"))
     if logical.startswith("time-"):
         return _Plan(name, moment.dt.strftime("%H:%M:%S%.6f"), value.is_between(0, (DAY_US - 1) // unit_us))
-    zone = "Z" if logical.startswith("timestamp") else ""
+    shown = _ISO_UTC if logical.startswith("timestamp") else _ISO_LOCAL
     within = value.is_between(-(-MIN_US // unit_us), MAX_US // unit_us)
-    return _Plan(name, moment.dt.strftime(f"%Y-%m-%dT%H:%M:%S%.6f{zone}"), within)
+    return _Plan(name, moment.dt.strftime(shown), within)
 
 
 def _container_header(schema: dict[str, Any]) -> bytes:

@@ -11,47 +11,32 @@ null and T reads as T.
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 from msgspec import Struct
 
 from shared.events.columnar import Columnar, Doubtful
-from shared.events.columns import LINEAGE
-from shared.events.instants import format_iso_us
+from shared.events.lineage import ConsumedRecord, Lineage, Origin
 from shared.events.rows import BadBody, RowReader
 from shared.events.schema import Leaf, key_leaf, parse
+
+__all__ = [
+    "ConsumedRecord",
+    "Flattened",
+    "Flattener",
+    "KeyContract",
+    "Origin",
+    "Undecodable",
+    "flatten_batch",
+    "schema_id_of",
+    "schema_ids",
+]
 
 _FRAMING_BYTES = 5
 _FAST_RECORDS_MIN = 8  # fewer are read one by one: a frame of columns costs as much as a dozen rows
 _BISECT_RECORDS_MIN = 128
-_INT64 = 2**63
-_SEQ = re.compile(rb"(-?[0-9]{1,19})\.(-?[0-9]{1,19})")
-_Columns = dict[str, Sequence[Any]]
 _INTEGER = re.compile(r"-?[0-9]{1,19}")
-
-
-class ConsumedRecord(Protocol):
-    """What is needed of a Kafka record: aiokafka's ``ConsumerRecord`` fits as it is. ``timestamp`` in milliseconds."""
-
-    @property
-    def offset(self) -> int: ...
-    @property
-    def timestamp(self) -> int: ...
-    @property
-    def key(self) -> bytes | None: ...
-    @property
-    def value(self) -> bytes | None: ...
-    @property
-    def headers(self) -> Sequence[tuple[str, bytes]]: ...
-
-
-class Origin(Struct, frozen=True):
-    """The topic-partition of a batch, and the topic's generation."""
-
-    topic: str
-    generation: int
-    partition: int
 
 
 class Undecodable(Struct, frozen=True):
@@ -113,8 +98,8 @@ class Flattener:
         """True: the schema is beyond polars (``reasons``); records are flattened one by one, ten times slower."""
         return bool(self.reasons)
 
-    def lines(self, bodies: Sequence[bytes], lineage: Mapping[str, Sequence[Any]]) -> list[bytes | BadBody]:
-        """One line, without its newline, or one refusal per body; ``lineage`` has a value per body in each column."""
+    def lines(self, bodies: Sequence[bytes], lineage: Lineage) -> list[bytes | BadBody]:
+        """One line, without its newline, or one refusal per body."""
         if self.general or len(bodies) < _FAST_RECORDS_MIN:
             return self._one_by_one(bodies, lineage)
         try:
@@ -123,19 +108,16 @@ class Flattener:
             if len(bodies) < _BISECT_RECORDS_MIN:
                 return self._one_by_one(bodies, lineage)
         half = len(bodies) // 2
-        head = {name: values[:half] for name, values in lineage.items()}
-        tail = {name: values[half:] for name, values in lineage.items()}
-        return self.lines(bodies[:half], head) + self.lines(bodies[half:], tail)
+        head = self.lines(bodies[:half], lineage.part(0, half))
+        return head + self.lines(bodies[half:], lineage.part(half, len(bodies)))
 
-    def _one_by_one(self, bodies: Sequence[bytes], lineage: Mapping[str, Sequence[Any]]) -> list[bytes | BadBody]:
+    def _one_by_one(self, bodies: Sequence[bytes], lineage: Lineage) -> list[bytes | BadBody]:
         lines: list[bytes | BadBody] = []
         for index, body in enumerate(bodies):
             try:
-                row = self._reader.row(body)
+                lines.append(_line(self._reader.row(body), lineage, index))
             except BadBody as bad:
                 lines.append(bad)
-                continue
-            lines.append(_line(row, lineage, index))
         return lines
 
 
@@ -164,17 +146,15 @@ def flatten_batch(
     ``schema_ids(records)`` that ``flatteners`` lacks.
     """
     lines: list[bytes | BadBody] = [BadBody("the value has no Confluent framing")] * len(records)
-    lineage = _lineage(origin, records)
     groups = _by_schema(records)
     for schema_id, indexes in groups.items():
-        whole = len(indexes) == len(records)
-        mine: _Columns = lineage if whole else {name: [values[i] for i in indexes] for name, values in lineage.items()}
-        mine["_schema_id"] = [schema_id] * len(indexes)
+        mine = records if len(indexes) == len(records) else [records[index] for index in indexes]
+        lineage = Lineage.of(origin, schema_id, mine)
         if schema_id is None:
-            found = _tombstones([records[index].key for index in indexes], keys, mine)
+            found = _tombstones([record.key for record in mine], keys, lineage)
         else:
-            bodies = [(records[index].value or b"")[_FRAMING_BYTES:] for index in indexes]
-            found = flatteners[schema_id].lines(bodies, mine)
+            bodies = [(record.value or b"")[_FRAMING_BYTES:] for record in mine]
+            found = flatteners[schema_id].lines(bodies, lineage)
         for index, line in zip(indexes, found, strict=True):
             lines[index] = line
     good = [line for line in lines if isinstance(line, bytes)]
@@ -190,10 +170,10 @@ def flatten_batch(
 
 def _by_schema(records: Sequence[ConsumedRecord]) -> dict[int | None, list[int]]:
     """Indexes by schema id; ``None``: tombstones. Values without framing are in none."""
-    by_head: dict[bytes | None, list[int]] = {}
-    for index, record in enumerate(records):
-        value = record.value
-        by_head.setdefault(None if value is None else value[:_FRAMING_BYTES], []).append(index)
+    heads = [None if (value := record.value) is None else value[:_FRAMING_BYTES] for record in records]
+    by_head: dict[bytes | None, list[int]] = {head: [] for head in heads}
+    for index, head in enumerate(heads):
+        by_head[head].append(index)
     groups: dict[int | None, list[int]] = {}
     for head, indexes in by_head.items():
         schema_id = schema_id_of(head)
@@ -202,8 +182,8 @@ def _by_schema(records: Sequence[ConsumedRecord]) -> dict[int | None, list[int]]
     return groups
 
 
-def _tombstones(keys: Sequence[bytes | None], contract: KeyContract, lineage: _Columns) -> list[bytes | BadBody]:
-    lineage["_op"] = ["d"] * len(keys)
+def _tombstones(keys: Sequence[bytes | None], contract: KeyContract, lineage: Lineage) -> list[bytes | BadBody]:
+    lineage.ops = ["d"] * len(keys)
     lines: list[bytes | BadBody] = []
     for index, key in enumerate(keys):
         try:
@@ -213,69 +193,9 @@ def _tombstones(keys: Sequence[bytes | None], contract: KeyContract, lineage: _C
     return lines
 
 
-def _line(row: dict[str, Any], lineage: Mapping[str, Sequence[Any]], index: int) -> bytes:
-    for name in LINEAGE:
-        row[name] = lineage[name][index]
+def _line(row: dict[str, Any], lineage: Lineage, index: int) -> bytes:
+    row.update(lineage.cells(index))
     return msgspec.json.encode(row)
-
-
-def _lineage(origin: Origin, records: Sequence[ConsumedRecord]) -> _Columns:
-    """The lineage columns of a batch, in their order; ``_schema_id`` is filled in by group."""
-    count = len(records)
-    headers = [_headers(record.headers) for record in records]
-    event_ids, ranks, tiebreaks, revs, ops, attempts = zip(*headers, strict=True) if headers else [()] * 6
-    return {
-        "_kafka_topic": [origin.topic] * count,
-        "_kafka_generation": [origin.generation] * count,
-        "_kafka_partition": [origin.partition] * count,
-        "_kafka_offset": [record.offset for record in records],
-        "_kafka_timestamp": [_kafka_time(record.timestamp) for record in records],
-        "_event_id": event_ids,
-        "_rank": ranks,
-        "_tiebreak": tiebreaks,
-        "_rev": revs,
-        "_op": ops,
-        "_schema_id": [None] * count,
-        "_attempt": attempts,
-    }
-
-
-def _headers(
-    headers: Sequence[tuple[str, bytes]],
-) -> tuple[str | None, int | None, int | None, int | None, str | None, int | None]:
-    """(event id, rank, tiebreak, rev, op, attempt). Absent or unreadable: null; rev and attempt: 0 if absent."""
-    found = dict(headers)
-    seq = _SEQ.fullmatch(found.get("tm-seq") or b"")
-    return (
-        _text(found.get("tm-event-id")),
-        _integer(seq[1]) if seq else None,
-        _integer(seq[2]) if seq else None,
-        _integer(found.get("tm-rev", b"0")),
-        _text(found.get("tm-op")),
-        _integer(found.get("tm-attempt", b"0")),
-    )
-
-
-def _text(value: bytes | None) -> str | None:
-    try:
-        return None if value is None else value.decode()
-    except UnicodeDecodeError:
-        return None
-
-
-def _integer(value: bytes | None) -> int | None:
-    try:
-        found = int(value or b"")
-    except ValueError:
-        return None
-    return found if -_INT64 <= found < _INT64 else None
-
-
-def _kafka_time(timestamp_ms: int) -> str | None:
-    try:
-        return format_iso_us(timestamp_ms * 1_000)
-    except OverflowError:
-        return None
 
 
 def _typed(leaf: Leaf, text: str) -> str | int | bool:

@@ -30,7 +30,7 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, Raw
 
-from shared.events.instants import MAX_US, MIN_US, parse_iso_us
+from shared.events.instants import MAX_US, MIN_US, parse_iso_us, quick_iso_us
 from shared.events.model import EventRules, Reason, RejectedEvent, Sighting
 from shared.events.nesting import deeper_than
 
@@ -71,7 +71,8 @@ class Identifier:
 
     def _identify(self, raw: bytes) -> Sighting:
         rules = self._rules
-        if deeper_than(raw, rules.depth_max):
+        openers = raw.count(b"{") + (raw.count(b"[") if b"[" in raw else 0)
+        if openers > rules.depth_max and deeper_than(raw, rules.depth_max):
             return self._unread(raw, Reason.HOSTILE, "", f"nested deeper than {rules.depth_max} levels")
         try:
             key_value, updated_at, own_id, op, version = self._roles(self._probe(raw))
@@ -98,7 +99,7 @@ class Identifier:
             sha256(key.encode()).digest()[:16],
             updated_us,
             blake2b(_encode((rules.entity, key, updated_us, own_id)), digest_size=16).digest(),
-            op is not UNSET and _scalar_text(op) in rules.delete_ops,
+            (op if op.__class__ is str else _scalar_text(op)) in rules.delete_ops,
             version,
             refusal,
         )
@@ -226,6 +227,9 @@ def _iso_reader(path: str, utc_offset_minutes: int | None) -> Callable[[Any], in
     def read(value: Any) -> int:
         if value.__class__ is not str:
             raise _Unreadable(path, "the time stamp must be a string in ISO 8601")
+        us = quick_iso_us(value)
+        if us is not None:
+            return us
         try:
             return parse_iso_us(value, utc_offset_minutes)
         except ValueError as error:

@@ -33,14 +33,28 @@ def parse_iso_us(text: str, utc_offset_minutes: int | None = None) -> int:
     ``utc_offset_minutes`` is the offset of stamps that carry none; without it they are refused.
     Raises ``ValueError``, never quoting the text.
     """
-    if (us := _plain(text)) is not None:
-        return us
-    return _parse(text, utc_offset_minutes)[0]
+    us = quick_iso_us(text)
+    return _parse(text, utc_offset_minutes)[0] if us is None else us
+
+
+def quick_iso_us(text: str) -> int | None:
+    """The usual form, ``YYYY-MM-DDTHH:MM:SS[.f]Z`` with up to six digits, in a third of the time; any other: ``None``."""
+    length = len(text)
+    if not 20 <= length <= 27 or text[-1] != "Z":
+        return None
+    if length == 20:
+        return _second_us(text[:19])
+    digits = text[20:-1]
+    if text[19] != "." or not digits.isdigit() or not text.isascii():
+        return None
+    second_us = _second_us(text[:19])
+    return None if second_us is None else second_us + int(digits) * _SCALE[length - 21]
 
 
 def parse_exact_iso_us(text: str, utc_offset_minutes: int | None = None) -> int:
     """Like ``parse_iso_us``, but a stamp that is finer than a microsecond raises ``ValueError``: nothing is cut off."""
-    if (us := _plain(text)) is not None:
+    us: int | None = quick_iso_us(text)
+    if us is not None:
         return us
     us, exact = _parse(text, utc_offset_minutes)
     if not exact:
@@ -99,20 +113,6 @@ def format_time_us(us: int) -> str:
     if not 0 <= us < DAY_US:
         raise ValueError("a time of day outside the day")
     return (_EPOCH + timedelta(microseconds=us)).time().isoformat(timespec="microseconds")
-
-
-def _plain(text: str) -> int | None:
-    """The usual form, ``YYYY-MM-DDTHH:MM:SS[.f]Z`` with up to six digits, in a third of the time."""
-    length = len(text)
-    if not 20 <= length <= 27 or text[-1] != "Z":
-        return None
-    digits = text[20:-1]
-    if length == 20:
-        return _second_us(text[:19])
-    if text[19] != "." or not (digits.isascii() and digits.isdigit()):
-        return None
-    second_us = _second_us(text[:19])
-    return None if second_us is None else second_us + int(digits) * _SCALE[length - 21]
 
 
 @lru_cache(maxsize=4096)  # neighbours in a feed share their second

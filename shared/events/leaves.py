@@ -28,6 +28,7 @@ from shared.events.instants import (
     parse_exact_iso_us,
     parse_local_us,
     parse_time_us,
+    quick_iso_us,
 )
 from shared.events.schema import Leaf
 
@@ -89,10 +90,19 @@ def when_reader(leaf: Leaf, utc_offset_minutes: int | None) -> Callable[[str | i
         return _bounded(parse_date, 1, MIN_DAY, MAX_DAY)
     unit_us = 1_000 if logical.endswith("millis") else 1
     if logical.startswith("timestamp"):
-        return _bounded(lambda text: parse_exact_iso_us(text, utc_offset_minutes), unit_us, MIN_US, MAX_US)
+        general = _bounded(lambda text: parse_exact_iso_us(text, utc_offset_minutes), unit_us, MIN_US, MAX_US)
+        return _quick(general) if unit_us == 1 else general
     if logical.startswith("local"):
         return _bounded(parse_local_us, unit_us, MIN_US, MAX_US)
     return _bounded(parse_time_us, unit_us, 0, DAY_US - 1)
+
+
+def _quick(general: Callable[[str | int], int]) -> Callable[[str | int], int]:
+    def read(value: str | int) -> int:
+        us = quick_iso_us(value) if isinstance(value, str) else None
+        return general(value) if us is None else us
+
+    return read
 
 
 def _bounded(parse: Callable[[str], int], unit: int, lowest: int, highest: int) -> Callable[[str | int], int]:

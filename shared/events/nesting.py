@@ -12,7 +12,7 @@ def deeper_than(raw: bytes, depth_max: int) -> bool:
 
     Text whose brackets do not balance may be called deep: it is no JSON in any case.
     """
-    if len(raw) <= 2 * depth_max or raw.count(b"{") + (raw.count(b"[") if b"[" in raw else 0) <= depth_max:
+    if raw.count(b"{") + raw.count(b"[") <= depth_max:
         return False
     brackets = _STRINGS.sub(b"", raw).translate(_AS_BRACES, _BUT_BRACES)
     for _ in range(depth_max):  # each round takes off at least the innermost level

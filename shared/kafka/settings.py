@@ -28,7 +28,7 @@ class KafkaSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     delivery_deadline_s: Annotated[float, Meta(ge=0.2, le=300)] = 15.0
     """What a page has no acknowledgement for after this long is unknown, and the producer is destroyed."""
     probe_deadline_s: Annotated[float, Meta(ge=0.2, le=60)] = 5.0
-    """For the one record that is risked while the breaker is open, and for one attempt to connect; at most the above."""
+    """For the one record risked while the breaker is open, and for one attempt to connect; at most the above."""
     topic_wait_s: Annotated[float, Meta(ge=0, le=60)] = 1.0
     """How long a topic may be unknown to the brokers (it was just created) before its records are refused."""
     linger_ms: Annotated[int, Meta(ge=0, le=1000)] = 0

@@ -24,6 +24,7 @@ from shared.events.flatten import (
     schema_id_of,
     schema_ids,
 )
+from shared.events.lineage import Lineage
 from shared.events.rows import BadBody, RowReader
 from shared.events.schema import ContractError, parse
 from tests.unit.events_schemas import AvroType, Sample, avro_types, event_type
@@ -79,8 +80,8 @@ def rows(flattened: Flattened) -> list[dict[str, Any]]:
     return [json.loads(line) for line in flattened.body.splitlines()]
 
 
-def lineage_of(count: int) -> dict[str, list[Any]]:
-    return {name: [None] * count for name in LINEAGE}
+def lineage_of(count: int) -> Lineage:
+    return Lineage.of(ORIGIN, 1, [Record()] * count)
 
 
 @st.composite
