@@ -5,6 +5,7 @@ from typing import Any
 
 import aioboto3
 from botocore.config import Config
+from botocore.handlers import add_expect_header
 
 _SESSION = aioboto3.Session()
 """One per process: sessions hold loaders and models that are never freed."""
@@ -22,4 +23,7 @@ async def open_client(service: str, stack: AsyncExitStack, *, connections_max: i
         retries={"mode": "standard", "total_max_attempts": 3},
         s3={"addressing_style": "path"},
     )
-    return await stack.enter_async_context(_SESSION.client(service, config=config))
+    client = await stack.enter_async_context(_SESSION.client(service, config=config))
+    # While "100 Continue" is waited for no read timeout runs: a PUT to a silent store would never end.
+    client.meta.events.unregister("before-call.s3", add_expect_header)
+    return client

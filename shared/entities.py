@@ -115,7 +115,6 @@ class Source(Struct, frozen=True, kw_only=True):
     entity_param: str = "entity"
     since_param: str = "updatedSince"
     limit_param: str | None = None
-    offset_param: str | None = None
     since_format: TimeFormat = "iso8601"
     connect_timeout_s: float = 5.0
     read_timeout_s: float = 30.0
@@ -240,7 +239,6 @@ class _SourceForm(Struct, kw_only=True):
     entity_param: Field | None = None
     since_param: Field | None = None
     limit_param: Field | None = None
-    offset_param: Field | None = None
     since_format: TimeFormat | None = None
     connect_timeout_s: Seconds | None = None
     read_timeout_s: Seconds | None = None

@@ -37,21 +37,40 @@ def options_of(arguments: Sequence[str]) -> Options:
 
 
 def main() -> int:
+    """0: everything adds up; 1: it doesn't; 2: options; 3: something didn't start or died; 130: interrupted."""
     began_s = time.monotonic()
     options = options_of(sys.argv[1:])
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.default_int_handler)  # ends like Ctrl-C: services drain before the stack goes
+        # Ends like Ctrl-C: services drain before the stack goes.
+        signal.signal(number, lambda *_: signal.raise_signal(signal.SIGINT))
     screen = Screen(plain=options.plain)
     stack = Stack(options.name, report=screen.say)
     try:
         with stack:
-            return asyncio.run(Demo(options, stack, screen, began_s).run())
+            return _run(Demo(options, stack, screen, began_s), stack)
     except StackFailed as failure:
         print(failure, file=sys.stderr)
         return 3
     except KeyboardInterrupt:
-        print("ended; everything has been stopped", file=sys.stderr)
+        print("interrupted; everything has been stopped", file=sys.stderr)
         return 130
+
+
+def _run(demo: Demo, stack: Stack) -> int:
+    """As ``demo.run``, but what went wrong leaves its logs behind."""
+    try:
+        code = asyncio.run(demo.run())
+    except Exception:
+        _keep_logs(stack)
+        raise
+    if code:
+        _keep_logs(stack)
+    return code
+
+
+def _keep_logs(stack: Stack) -> None:
+    stack.fail()
+    print(f"the logs are kept: {stack.folder / 'logs'}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -226,5 +226,5 @@ def _faults(sheet: Balance) -> list[str]:
 
 
 def _named(names: Sequence[str]) -> str:
-    more = f", and {len(names) - NAMED_MAX} more" if len(names) > NAMED_MAX else ""
-    return ", ".join(names[:NAMED_MAX]) + more
+    more = f"; and {len(names) - NAMED_MAX} more" if len(names) > NAMED_MAX else ""
+    return "; ".join(names[:NAMED_MAX]) + more

@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Mapping
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 
 from msgspec import Struct
@@ -155,9 +155,10 @@ class Demo:
 
     async def _stay(self) -> None:
         self._screen.say("\n".join(["", *self._look_around(), "", "Everything stays up until Ctrl-C."]))
-        while True:
-            self._stack.check()
-            await asyncio.sleep(1)
+        with suppress(asyncio.CancelledError):
+            while True:
+                self._stack.check()
+                await asyncio.sleep(1)
 
     def _look_around(self) -> list[str]:
         exports = " ".join(f"{name}={value}" for name, value in self._env.items())

@@ -178,7 +178,7 @@ async def write_all(dsn: str, *, seconds: float, writers: int, per_s: float, see
             async with asyncio.TaskGroup() as group:
                 for number, client in enumerate(clients):
                     group.create_task(client.write(until_s, per_s / writers), name=f"writer-{number}")
-                await asyncio.sleep(seconds / 2)
+                await asyncio.sleep(0.75 * seconds)  # after the outage, so that it is published
                 await pay_interest(pool, done)
         for _ in FLAWS[done["invalid"] :]:
             await clients[0].write_flaw()

@@ -28,7 +28,7 @@ class Books(Struct):
 
     events: int
     lost: int  # shown no later than the lateness cap, and not published
-    lost_behind: int  # of these, behind the cursor; the others still wait
+    lost_for_good: int  # of these, below the floor: the others still wait, in front of the cursor or of a lookback
     doubled: int  # published more than once
     requests: int
     rows_read: int
@@ -130,10 +130,12 @@ class Poller:
         repeats = Counter(event.event_id for event in self.topic)
         doubled = sum(n - 1 for event_id, n in repeats.items() if event_id not in self.repeatable)
         lost = self._lost_rows() if self.rules.shows == "rows" else self._lost_events()
+        floor_us = self.reading.state.floor_us
+        assert floor_us is not None
         return Books(
             events=len(self.source.history.writes),
             lost=len(lost),
-            lost_behind=sum(write.stamp_us < self.committed.cursor_us for write in lost),
+            lost_for_good=sum(write.stamp_us < floor_us for write in lost),
             doubled=doubled,
             requests=self.source.requests,
             rows_read=self.source.rows,

@@ -279,6 +279,30 @@ async def test_a_topic_without_answers_costs_others_the_page_in_flight_at_most(
         await book.hold_against(broker, topic)
 
 
+async def test_a_page_that_only_waited_behind_a_stuck_one_is_certainly_unsent(
+    broker: Broker, edges: AsyncExitStack, proxy: TcpProxy
+) -> None:
+    stuck, healthy, books = await topic_on(broker), await topic_on(broker), Books()
+    publisher = await publisher_at(broker.proxied, edges, delivery_deadline_s=2.0)
+    for topic in (stuck, healthy):
+        await publisher.publish(topic, page(0, 10))
+    lost = []
+
+    def loses(request: bytes) -> bool:
+        lost.extend([request] * (request[4:6] == b"\0\0"))
+        return request[4:6] == b"\0\0"
+
+    proxy.loses = loses
+    publishing = asyncio.create_task(publisher.publish(stuck, page(100, 10)))
+    await until(lambda: len(lost) == 2)  # the second try, which is still in flight at the deadline
+
+    waited = books.note(records := page(100, 10), await publisher.publish(healthy, records))
+
+    assert reasons(await publishing) == {Reason.KAFKA_UNKNOWN: 10}
+    assert reasons(waited) == {Reason.KAFKA_UNAVAILABLE: 10}
+    await books.hold_against(broker, healthy)
+
+
 async def test_nothing_of_a_destroyed_producer_is_sent_later(
     broker: Broker, edges: AsyncExitStack, proxy: TcpProxy
 ) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import httpx
 import pytest
+from aiokafka.admin import AIOKafkaAdminClient
 
 from deploy.local.stack import Stack
 from services.s3_sink.__main__ import run
@@ -33,7 +34,7 @@ from shared.raw.keys import Chain, Keys
 from shared.raw.ledger import ChainReport, Ledger
 from shared.raw.s3 import S3Store
 from shared.registry.client import Registry
-from tests.fakes.proxy import TcpProxy, free_port
+from tests.fakes.proxy import Mode, TcpProxy, free_port
 
 KILLS = 10 if os.environ.get("TIDEMARK_TEST_FULL") else 5
 PARTITIONS = 3
@@ -99,7 +100,8 @@ class World:
         return [await self.ledger.verify(chain) for chain in chains]
 
     async def written(self, topic: str | None = None) -> int:
-        return sum(chain.next_start for chain in await self.chains(topic=topic))
+        chains = [Chain(topic or self.topic, 1, partition) for partition in range(PARTITIONS)]
+        return sum([(await self.ledger.tail(chain)).next_start for chain in chains])
 
     async def until_written(self, offsets: int, topic: str | None = None, within_s: float = 60) -> None:
         async with asyncio.timeout(within_s):
@@ -297,7 +299,8 @@ async def test_while_s3_is_away_the_sink_waits_and_then_goes_on(world: World) ->
             async with sink_in_process(world):
                 await world.send(300)
                 await world.until_written(300)
-                for mode in ("refuse", "drop_answers"):
+                modes: list[Mode] = ["refuse", "drop_answers"]
+                for mode in modes:
                     await proxy.set_mode(mode)
                     before = world.sent
                     await world.send(300)
@@ -374,8 +377,6 @@ async def test_a_topic_made_anew_is_refused_until_its_next_generation_is_opened(
 
 
 async def _delete_topic(world: World) -> None:
-    from aiokafka.admin import AIOKafkaAdminClient
-
     admin = AIOKafkaAdminClient(**world.config.kafka.client_kwargs())
     await admin.start()
     try:

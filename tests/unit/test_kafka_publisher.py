@@ -16,7 +16,7 @@ def record(value: bytes = b"v") -> Outgoing:
 
 
 def reasons(outcomes: list[NotPublished | None]) -> list[Reason | None]:
-    return [outcome and outcome.reason for outcome in outcomes]
+    return [None if outcome is None else outcome.reason for outcome in outcomes]
 
 
 async def test_a_service_starts_and_is_told_at_once_that_kafka_is_down() -> None:
