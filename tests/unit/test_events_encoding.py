@@ -16,7 +16,7 @@ from shared.events.model import RejectedEvent
 from shared.events.schema import parse
 from tests.unit.events_schemas import RULES, AvroType, Sample, avro_types, event_type
 
-FEW = settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+FEW = settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
 
 INTRUDERS = (
     "null", "true", "0", "-0", "1", "1.0", "-0.0", "1e400", "1E-400", "NaN", "2147483648", "9007199254740993",
@@ -65,7 +65,7 @@ def test_the_general_path_writes_the_same_bytes(event: tuple[AvroType, list[Samp
         assert judge.encode(sample.text.encode()) == expected.getvalue()
 
 
-@settings(FEW, max_examples=120)
+@settings(FEW, max_examples=50)
 @given(events(), st.sampled_from(INTRUDERS), st.integers(0, 2**32))
 def test_compiled_code_accepts_nothing_that_the_judge_refuses(
     event: tuple[AvroType, list[Sample]], intruder: str, seed: int
@@ -80,7 +80,7 @@ def test_compiled_code_accepts_nothing_that_the_judge_refuses(
         assert body == Judge(RULES, root).encode(raw)
 
 
-@settings(FEW, max_examples=40)
+@settings(FEW, max_examples=20)
 @given(events(), st.sampled_from(INTRUDERS), st.integers(0, 2**32))
 def test_a_contract_never_raises_and_its_two_paths_agree(
     event: tuple[AvroType, list[Sample]], intruder: str, seed: int

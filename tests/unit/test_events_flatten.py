@@ -29,7 +29,7 @@ from shared.events.rows import BadBody, RowReader
 from shared.events.schema import ContractError, parse
 from tests.unit.events_schemas import AvroType, Sample, avro_types, event_type
 
-FEW = settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
+FEW = settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
 ORIGIN = Origin("cdc.things", 3, 5)
 FLAT = json.dumps(
     {

@@ -205,7 +205,7 @@ def json_texts() -> st.SearchStrategy[str]:
     )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(json_texts())
 def test_the_quick_and_the_slow_canonical_payload_are_one(text: str) -> None:
     payload = canonical_payload(text.encode())
