@@ -84,7 +84,7 @@ async def _read(stores: Stores, entities: Entities, entity: Entity, parked: list
         entity=entity.name,
         shows=entity.rules.shows,
         truth=truth,
-        seen=await _seen(stores, entities.namespace.prefix("seen/"), entity.name),
+        seen=await seen_ids(stores, entities, entity.name),
         raw=raw,
         parked=[_parked(item) for item in parked if item.entity == entity.name],
         log={partition: range(mark.begin, mark.end) for partition, mark in marks.items()},
@@ -119,8 +119,9 @@ async def _truth(bank: Any, entity: Entity) -> tuple[list[Truth], dict[str, int]
     return truth, {row["id"]: row["version"] for row in rows if row["flaw"] is None}
 
 
-async def _seen(stores: Stores, prefix: str, entity: str) -> frozenset[str]:
-    """Entries in Postgres, and those that were moved to the bucket."""
+async def seen_ids(stores: Stores, entities: Entities, entity: str) -> frozenset[str]:
+    """Event ids of the entries in Postgres, and of those that were moved to the bucket."""
+    prefix = entities.namespace.prefix("seen/")
     seen: set[str] = set()
     async for page in stores.checkpoints.all_seen(entity):
         seen.update(_entries(page.entries))

@@ -53,7 +53,7 @@ class Demo:
     ) -> None:
         """``began_s``: on the monotonic clock. ``broker``: the one to kill. ``places`` override the stack's own."""
         self._options = options
-        self._stack = stack
+        self.stack = stack
         self._screen = screen
         self._broker = broker
         self._python = str(stack.product_python)
@@ -71,7 +71,7 @@ class Demo:
             **(places or {}),
         }
         self._settings = {**stack.env, **self._env}
-        self._entities: Entities = load_entities(
+        self.entities: Entities = load_entities(
             self._settings["TIDEMARK_ENTITIES_DIR"], self._settings["TIDEMARK_NAMESPACE"], self._settings
         )
 
@@ -80,15 +80,15 @@ class Demo:
         await self._set_up()
         await self._write()
         async with AsyncExitStack() as resources:
-            stores = await self._open_stores(resources)
+            stores = await self.open_stores(resources)
             try:
-                await drained(stores, self._entities, DRAIN_S_MAX, self._waiting)
+                await drained(stores, self.entities, DRAIN_S_MAX, self._waiting)
             except NotDrained as error:
                 self._screen.say(str(error))
             await asyncio.to_thread(self._draw)
             self._screen.keep()
             clean = self._options.keep or await asyncio.to_thread(self._end_services)
-            sheets = [balance(books) for books in await read_books(stores, self._entities)]
+            sheets = [balance(books) for books in await read_books(stores, self.entities)]
         self._screen.say("\n".join(["", *render(sheets)]))
         self._say(f"the whole demo took {time.monotonic() - self._began_s:.0f} s")
         code = 0 if clean and all(sheet.adds_up for sheet in sheets) else 1
@@ -97,15 +97,15 @@ class Demo:
         return code
 
     async def _set_up(self) -> None:
-        self._stack.add(self._process("bank", "deploy.demo.bank", f"http://127.0.0.1:{self._bank['BANK_PORT']}/health"))
-        await asyncio.to_thread(self._stack.start, "bank")
+        self.stack.add(self._process("bank", "deploy.demo.bank", f"http://127.0.0.1:{self._bank['BANK_PORT']}/health"))
+        await asyncio.to_thread(self.stack.start, "bank")
         self._say("the bank is open; tidemark bootstrap:")
         for line in (await asyncio.to_thread(self._tidemark, "bootstrap")).splitlines():
             self._screen.say(f"    {line}")
         for name, module in (("sink", "services.s3_sink"), ("poller", "services.poller_producer")):
-            port = self._stack.free_port(name)
-            self._stack.add(self._process(name, module, f"http://127.0.0.1:{port}/ready", TIDEMARK_HTTP_PORT=str(port)))
-            await asyncio.to_thread(self._stack.start, name)
+            port = self.stack.free_port(name)
+            self.stack.add(self._process(name, module, f"http://127.0.0.1:{port}/ready", TIDEMARK_HTTP_PORT=str(port)))
+            await asyncio.to_thread(self.stack.start, name)
         self._say("poller and sink are ready")
 
     async def _write(self) -> None:
@@ -114,42 +114,46 @@ class Demo:
         chosen = {"--seconds": options.seconds, "--writers": options.writers, "--rate": options.rate}
         arguments = [part for name, value in chosen.items() for part in (name, str(value))]
         command = (self._python, "-m", "deploy.demo.writers", *arguments)
-        self._stack.add(Process("writers", command, needs=("bank",), env=self._bank, ends_itself=True))
-        await asyncio.to_thread(self._stack.start, "writers")
+        self.stack.add(Process("writers", command, needs=("bank",), env=self._bank, ends_itself=True))
+        await asyncio.to_thread(self.stack.start, "writers")
         self._say(f"{options.writers} writers for {options.seconds:.0f} s, {options.rate:.0f} transactions a second")
         self._phase = "writing"
-        outage = asyncio.create_task(self._kafka_outage(max(3.0, 0.3 * options.seconds)), name="outage")
+        trouble = asyncio.create_task(self.trouble(), name="trouble")
         try:
-            while self._stack.is_running("writers") or not outage.done():
+            while self.stack.is_running("writers") or not trouble.done():
                 await self._frame()
-            await outage
+            await trouble
         finally:
-            outage.cancel()
-        self._stack.check()
+            trouble.cancel()
+        self.stack.check()
         self._phase = "draining"
-        self._say(f"the writers have stopped; they did: {self._stack.log_tail('writers', 1).strip()}")
+        self._say(f"the writers have stopped; they did: {self.stack.log_tail('writers', 1).strip()}")
 
-    async def _kafka_outage(self, after_s: float) -> None:
-        await asyncio.sleep(after_s)
-        await asyncio.to_thread(self._stack.kill, self._broker)
+    async def trouble(self) -> None:
+        """What goes wrong while the bank is busy: Kafka is killed, and comes back."""
+        await asyncio.sleep(max(3.0, 0.3 * self._options.seconds))
+        await self.kafka_outage()
+
+    async def kafka_outage(self) -> None:
+        await asyncio.to_thread(self.stack.kill, self._broker)
         self._phase = "writing, KAFKA IS DOWN"
         self._say(f"killed Kafka for {OUTAGE_S:.0f} s: what it can't take is parked in DynamoDB")
         await asyncio.sleep(OUTAGE_S)
         self._phase = "writing, Kafka is starting"
-        await asyncio.to_thread(self._stack.start, self._broker)
+        await asyncio.to_thread(self.stack.start, self._broker)
         self._phase = "writing"
         self._say("Kafka is back")
 
-    async def _open_stores(self, resources: AsyncExitStack) -> Stores:
+    async def open_stores(self, resources: AsyncExitStack) -> Stores:
         # Clients of AWS read their own environment.
         os.environ.update({name: value for name, value in self._settings.items() if name.startswith("AWS_")})
         settings = load_config(StoreSettings, self._settings)
-        space = self._entities.namespace.postgres_schema()
+        space = self.entities.namespace.postgres_schema()
         return await Stores.open(settings, self._bank["BANK_DSN"], space, resources)
 
     def _end_services(self) -> bool:
         """Poller and sink drain and end. True: both with exit code 0."""
-        codes = {name: self._stack.terminate(name) for name in ("poller", "sink")}
+        codes = {name: self.stack.terminate(name) for name in ("poller", "sink")}
         self._say("drained: " + ", ".join(f"{name} ended with {code}" for name, code in codes.items()))
         return not any(codes.values())
 
@@ -157,13 +161,13 @@ class Demo:
         self._screen.say("\n".join(["", *self._look_around(), "", "Everything stays up until Ctrl-C."]))
         with suppress(asyncio.CancelledError):
             while True:
-                self._stack.check()
+                self.stack.check()
                 await asyncio.sleep(1)
 
     def _look_around(self) -> list[str]:
         exports = " ".join(f"{name}={value}" for name, value in self._env.items())
         since = "updatedSince=1970-01-01T00:00:00Z"
-        entity = next(iter(self._entities.entities.values()))
+        entity = next(iter(self.entities.entities.values()))
         return [
             "Look around, in another shell:",
             f'  eval "$(./deploy/local/stack env {self._options.name})"; export {exports}',
@@ -171,8 +175,8 @@ class Demo:
             "  ./deploy/local/tidemark parked list --limit 5",
             f"  ./deploy/local/tidemark cursor show {entity.name}",
             f"  curl -s '{self._env['BANK_URL']}?entity={entity.source_entity}&{since}&limit=3'",
-            f"  poller: http://127.0.0.1:{self._stack.port('poller')}/metrics (and /ready, /live)",
-            f"  sink:   http://127.0.0.1:{self._stack.port('sink')}/metrics",
+            f"  poller: http://127.0.0.1:{self.stack.port('poller')}/metrics (and /ready, /live)",
+            f"  sink:   http://127.0.0.1:{self.stack.port('sink')}/metrics",
             f"  raw objects: {self._settings['AWS_ENDPOINT_URL']}/{self._settings['TIDEMARK_RAW_BUCKET']}",
             f"  logs: ./deploy/local/stack logs {self._options.name} [poller|sink|bank|kafka]",
         ]
@@ -200,19 +204,19 @@ class Demo:
         return ended.stdout
 
     async def _frame(self) -> None:
-        self._stack.check()
+        self.stack.check()
         await asyncio.to_thread(self._draw)
         await asyncio.sleep(FRAME_S)
 
     def _draw(self) -> None:
-        poller, sink = (fetch(f"http://127.0.0.1:{self._stack.port(name)}/metrics") for name in ("poller", "sink"))
-        entities = self._entities.entities.values()
+        poller, sink = (fetch(f"http://127.0.0.1:{self.stack.port(name)}/metrics") for name in ("poller", "sink"))
+        entities = self.entities.entities.values()
         now_s = time.time() if self._phase.startswith("writing") else None
         found = [entity_progress(entity.name, entity.topic, poller, sink, now_s) for entity in entities]
         self._screen.draw([f"{self._elapsed()}  {self._phase}", *lines(found)])
 
     async def _waiting(self, what: str) -> None:
-        self._stack.check()
+        self.stack.check()
         self._phase = f"draining: waits for {what}"
         await asyncio.to_thread(self._draw)
 

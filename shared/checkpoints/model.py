@@ -42,8 +42,8 @@ class CursorState(Struct, frozen=True, kw_only=True):
     """All that was read since the start was older than the lateness cap when it was read: nothing can be late there, so
     that the swept marks move with the cursor and a long history is read once, not three times."""
     republish_before_us: int | None = None
-    """After an unclean takeover, until the first lookback completes: what it sees and what was recorded under an older
-    stamp is published again, since a later state of its row may have been published and not recorded.
+    """After an unclean takeover, until the first lookback completes: what is seen and was recorded under an older stamp
+    is published again, since a later state of its row may have been published and not recorded.
 
     ``Grant.unclean`` is lost with the first commit of the new owner: from there on this field carries it, over stops
     and further takeovers.

@@ -1,6 +1,4 @@
-"""The bodies of one schema as an Avro container block, read, checked and written as NDJSON by polars, column by
-column.
-"""
+"""The bodies of one schema as an Avro container block, which polars reads, checks and writes as NDJSON by columns."""
 
 import io
 import json

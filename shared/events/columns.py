@@ -51,13 +51,18 @@ def check_columns(schemas: Sequence[str]) -> None:
 
     Raises ``ContractError``, which names both fields.
     """
-    owners: dict[str, tuple[str, ...]] = {name: (name,) for name in LINEAGE}
+    owners: dict[str, tuple[str, ...]] = {}
     for version, schema in enumerate(schemas, start=1):
         seen: set[str] = set()
         for column in columns(parse(schema)):
             folded = column.name.lower()
+            if folded in LINEAGE:
+                raise ContractError(
+                    f"schema {version} of {len(schemas)}: field {_dotted(column.path)} becomes column {column.name!r}, "
+                    "which is a lineage column's name. Rename it"
+                )
             owner = owners.setdefault(folded, column.path)
-            if owner != column.path or folded in seen or folded in LINEAGE:
+            if owner != column.path or folded in seen:
                 raise ContractError(
                     f"schema {version} of {len(schemas)}: field {_dotted(column.path)} becomes column {column.name!r}, "
                     f"which {_dotted(owner)} already has (names are compared without case). Rename one of them"

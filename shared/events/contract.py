@@ -1,5 +1,4 @@
-"""An entity's contract: its rules over one version of its Avro schema, compiled at start. JSON events in, Kafka
-values out.
+"""An entity's contract: its rules over one version of its Avro schema, compiled. JSON events in, Kafka values out.
 
 Value: Confluent framing, ``0x00``, the schema id in 4 bytes, big-endian, and the Avro body of the source's fields as
 they are.
@@ -21,6 +20,7 @@ from shared.events.identity import canonical_payload
 from shared.events.judge import Judge, Refused, default_datum
 from shared.events.model import EventRules, RejectedEvent, Sighting
 from shared.events.schema import (
+    DEPTH_MAX,
     Array,
     ContractError,
     Field,
@@ -113,6 +113,8 @@ def compile_contract(rules: EventRules, schema: str, subject: str, schema_id: in
     check_columns([schema])
     if not 0 <= schema_id < 2**32:
         raise ContractError(f"schema id {schema_id} does not fit the framing's 4 bytes")
+    if not 1 <= rules.depth_max <= DEPTH_MAX:
+        raise ContractError(f"the limit of an event's depth must lie between 1 and {DEPTH_MAX}, not {rules.depth_max}")
     return Contract(rules, root, subject, schema_id, _fingerprint(rules, schema))
 
 

@@ -1,5 +1,4 @@
-"""The general path: any Avro schema, one event at a time, at full strictness. It is the judge of every doubtful
-event.
+"""The general path: any Avro schema, one event at a time, at full strictness. The judge of every doubtful event.
 
 JSON → datum by a typed walk (a bool is no int, ranges hold, decimals are exact, no lone surrogates, no unknown field
 at any depth, exactly one branch of a union fits) → bytes by fastavro → read back and compared. Compiled code never

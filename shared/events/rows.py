@@ -1,7 +1,6 @@
-"""One Avro body → one flat row, by a reader of our own: the general path of flattening, and the judge of undecodable
-bytes.
+"""One Avro body → one flat row: the general path of flattening, and the judge of undecodable bytes.
 
-fastavro's reader is not used on bytes that come from a topic: 5 KB of nested records crash it. This one bounds depth,
+fastavro's reader is not used on bytes that come from a topic: 5 KB of nested records crash it. Our own bounds depth,
 knows which branch of a union was written, and refuses what others misread: an int beyond 32 bits, a boolean other
 than 0 and 1, an index beyond its union or enum, a length beyond the body, bytes that are left over.
 """
@@ -18,9 +17,8 @@ from msgspec import Struct
 
 from shared.events.columns import branch_names, columns
 from shared.events.instants import format_date, format_iso_us, format_local_us, format_time_us
-from shared.events.schema import Array, Leaf, Map, Node, Record, Union, is_null
+from shared.events.schema import DEPTH_MAX, Array, Leaf, Map, Node, Record, Union, is_null
 
-DEPTH_MAX = 64
 _DOUBLE, _FLOAT = struct.Struct("<d"), struct.Struct("<f")
 
 
@@ -77,7 +75,7 @@ class _Reader:
                 return {field.name: self.read(field.type, depth + 1) for field in node.fields}
             case Union():
                 index = self._index(len(node.branches))
-                value = self.read(node.branches[index], depth + 1)
+                value = self.read(node.branches[index], depth)  # a union adds no level of its own
                 return value if node.nullable() else Chosen(index, value)
             case Array():
                 return [self.read(node.items, depth + 1) for _ in self._items()]

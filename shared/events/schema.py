@@ -28,9 +28,10 @@ _LOGICAL_TYPES = {
 }
 _KEY_KINDS = ("string", "int", "long", "boolean", "enum")
 _SCHEMA_CHARS_MAX = 1_000_000
-_SCHEMA_DEPTH_MAX = 64
+_SCHEMA_DEPTH_MAX = 128  # a nullable record is two
+DEPTH_MAX = 100  # levels of one event, in JSON as in Avro: what recursion can bear, whatever the limit that is set
 COMPILED_NODES_MAX = 2_000
-COMPILED_DEPTH_MAX = 24  # CPython takes at most 20 nested loops
+COMPILED_DEPTH_MAX = 16  # CPython takes at most 20 nested loops
 
 
 class ContractError(Exception):

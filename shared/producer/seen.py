@@ -17,6 +17,8 @@ change, and never hide one."""
 ANCHORED = 1 << 31
 """Bit of the packed occurrence: the entry's time is where it was shown, since its own can't be read or trusted."""
 
+NO_FLOOR = 2**62
+
 _MEMORY_BYTES = {"rows": 280, "events": 160}
 """Per entry, resident: hash table slots, two bytes objects, the page's lists (measured in the tests)."""
 
@@ -133,15 +135,18 @@ class Seen:
         return False
 
     def floor_for(self, bytes_max: int, arriving: bytes) -> int | None:
-        """The least time below which pages must go so that all fits once ``arriving`` is added; None: it fits."""
+        """The least time below which pages must go so that all fits once ``arriving`` is added; None: it fits.
+
+        ``NO_FLOOR``: it would not fit if all were gone.
+        """
         excess = self.entries + len(arriving) // ENTRY_BYTES - bytes_max // self._entry_bytes
-        floor_us = None
-        for page in sorted(self._pages, key=lambda page: page.max_us) if excess > 0 else ():
-            floor_us = page.max_us + 1
+        if excess <= 0:
+            return None
+        for page in sorted(self._pages, key=lambda page: page.max_us):
             excess -= len(page.identities)
             if excess <= 0:
-                break
-        return floor_us
+                return page.max_us + 1
+        return NO_FLOOR
 
     def _forget(self, page: _Page, floor_us: int) -> None:
         # An identity holds its time, so that all its entries lie below the floor, whatever page they stand in; only

@@ -461,6 +461,17 @@ def test_a_schema_that_explodes_when_written_out_takes_the_general_path() -> Non
         contract(("x", doubled(40)))
 
 
+@pytest.mark.parametrize(("levels", "general"), [(15, False), (16, True), (60, True)])
+def test_arrays_of_arrays_are_compiled_as_deep_as_python_can(levels: int, general: bool) -> None:
+    of: Any = "int"
+    for _ in range(levels):
+        of = {"type": "array", "items": ["null", of] if levels > 16 and of != "int" else of}
+    made = contract(("x", of))
+
+    assert made.general is general
+    assert isinstance(outcome(made, event(x="[" * levels + "7" + "]" * levels)), bytes)
+
+
 # What a contract will not start with
 
 
@@ -485,6 +496,7 @@ def test_a_schema_that_explodes_when_written_out_takes_the_general_path() -> Non
         (schema(("x", "int", "one")), {}, "Default value"),
         (schema(("x", decimal(0, 0))), {}, "precision"),
         (schema(("x", {"type": "array", "items": "null"})), {}, "bounded"),
+        (schema(), {"depth_max": 10_000}, "depth"),
     ],
 )
 def test_what_can_be_known_to_be_wrong_is_refused_at_start(text: str, rules: dict[str, Any], match: str) -> None:

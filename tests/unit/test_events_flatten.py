@@ -247,6 +247,13 @@ def test_bytes_that_fail_under_their_schema_spoil_only_their_own_record(body: by
     assert flattened.rows == batch
 
 
+def test_a_byte_too_many_at_the_end_of_a_batch_is_noticed() -> None:
+    records = [Record(offset=index, value=framed(body_of(GOOD))) for index in range(20)]
+    records[-1].value = framed(body_of(GOOD) + b"\x00")  # nothing comes after it that it could shift
+
+    assert [failed.index for failed in flatten(records).undecodable] == [19]
+
+
 def test_one_bad_record_among_a_thousand_costs_one() -> None:
     records = [Record(offset=index, value=framed(body_of(GOOD))) for index in range(1000)]
     records[617].value = framed(BAD_BODIES["left over"])
@@ -331,6 +338,15 @@ def test_a_record_that_contains_itself_is_json_text_where_it_does() -> None:
     (row,) = rows(flatten([Record(value=framed(body_of(tree, json.dumps(TREE))))], json.dumps(TREE)))
 
     assert json.loads(row["child"]) == tree["child"]
+
+
+def test_whatever_depth_a_contract_accepts_is_read_again() -> None:
+    levels = 99
+    body = b"\x02\x02" * levels + b"\x02\x00"
+
+    (row,) = rows(flatten([Record(value=framed(body))], json.dumps(TREE)))
+
+    assert row["child"].count("{") == levels
 
 
 def test_five_thousand_nested_records_are_refused_and_crash_nothing() -> None:
