@@ -16,7 +16,6 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 from urllib.parse import urlsplit
@@ -27,6 +26,8 @@ from shared import logs
 from shared.config import ConfigError, guess, read_secret, reason, unreadable
 from shared.events.model import EventRules
 from shared.located_yaml import Located, Problems, parse, read_form
+from shared.owners import Owner as Owner
+from shared.owners import is_this_machine, read_owner
 
 NAMESPACE_PATTERN = re.compile(r"[a-z][a-z0-9-]{0,30}")
 ENTITY_PATTERN = re.compile(r"[a-z][a-z0-9_-]{0,99}")
@@ -126,14 +127,6 @@ class Source(Struct, frozen=True, kw_only=True):
     """Allow ``http://`` to a host that is not this machine."""
 
 
-class Owner(Struct, frozen=True, kw_only=True):
-    """Who answers for an entity's refused events."""
-
-    name: str
-    contact: str = ""
-    """For people: a channel, an address."""
-
-
 class PauseRules(Struct, frozen=True, kw_only=True):
     """When too many invalid events pause an entity: in a window, both share and count exceeded; or a row of them."""
 
@@ -195,6 +188,8 @@ class Entities(Struct, frozen=True, kw_only=True):
     sources: dict[str, Source]
     entities: dict[str, Entity]
     owners: dict[str, Owner]
+    default_owner: Owner | None = None
+    """Who hears of what has no other owner: entities without one, and events of entities that are no longer here."""
 
     @property
     def topics(self) -> dict[str, Entity]:
@@ -248,12 +243,6 @@ class _SourceForm(Struct, kw_only=True):
     plain_http: bool | None = None
 
 
-class _OwnerForm(Struct, kw_only=True):
-    shorthand: ClassVar[str] = "contact"
-
-    contact: str = ""
-
-
 class _TimeForm(Struct, kw_only=True):
     shorthand: ClassVar[str] = "field"
 
@@ -292,7 +281,7 @@ class _EntityForm(Struct, kw_only=True):
     key: Field | Annotated[list[Field], Meta(min_length=1, max_length=16)]
     updated_at: _TimeForm
     schema: _SchemaForm
-    owner: Name
+    owner: Name | None = None
     source_entity: Field | None = None
     records: str | None = None
     id: Field | None = None
@@ -337,6 +326,7 @@ class _Folder:
         self._environ = environ
         self._problems = Problems()
         self._sections: dict[str, dict[str, Located]] = {"sources": {}, "entities": {}, "owners": {}}
+        self._default_owner: Located | None = None
 
     def read(self) -> Entities:
         """Sources and owners first, since entities refer to them; what refers to a broken one is not reported again."""
@@ -345,9 +335,13 @@ class _Folder:
             if root is not None:
                 self._sort_in(root)
         sources = {name: self._source(name, node) for name, node in sorted(self._sections["sources"].items())}
-        owners = {name: self._owner(name, node) for name, node in sorted(self._sections["owners"].items())}
+        owners = {
+            name: read_owner(name, node, self._environ, self._problems)
+            for name, node in sorted(self._sections["owners"].items())
+        }
+        default = self._default(owners)
         entities = {
-            name: self._entity(name, node, sources, owners) for name, node in sorted(self._sections["entities"].items())
+            name: self._entity(name, node, sources, owners, default) for name, node in sorted(self._sections["entities"].items())
         }
         self._refuse_shared_topics({name: entity for name, entity in entities.items() if entity is not None})
         if not entities and not len(self._problems):
@@ -359,6 +353,7 @@ class _Folder:
             sources=_whole(sources),
             entities=_whole(entities),
             owners=_whole(owners),
+            default_owner=default,
         )
 
     def _files(self) -> list[Path]:
@@ -377,8 +372,14 @@ class _Folder:
             return
         for section, items in root.value.items():
             where = root.key(section)
-            if section not in self._sections:
-                hint = guess(section, list(self._sections)) or f"; known are {', '.join(self._sections)}"
+            if section == "default_owner":
+                if self._default_owner is not None:
+                    first = self._default_owner
+                    self._problems.add(where, f"default_owner stands twice (first in {first.file}:{first.line})")
+                self._default_owner = items
+            elif section not in self._sections:
+                known = [*self._sections, "default_owner"]
+                hint = guess(section, known) or f"; known are {', '.join(known)}"
                 self._problems.add(where, f"unknown key {section!r}{hint}")
             elif not isinstance(items.value, dict):
                 self._problems.add(where, f"expected a map of names under {section!r}")
@@ -399,12 +400,15 @@ class _Folder:
             else:
                 known[name] = Located(node.value, where.file, where.line, node.key_lines)
 
-    def _owner(self, name: str, node: Located) -> Owner | None:
-        if node.value is None:
-            return Owner(name=name)
-        before = len(self._problems)
-        form = read_form(_OwnerForm, node, self._problems)
-        return Owner(name=name, contact=form.contact) if form is not None and len(self._problems) == before else None
+    def _default(self, owners: Mapping[str, Owner | None]) -> Owner | None:
+        node = self._default_owner
+        if node is None:
+            return None
+        if not isinstance(node.value, str) or node.value not in owners:
+            hint = guess(str(node.value), list(owners)) or "; define it under 'owners:'"
+            self._problems.add(node, f"default_owner {node.value!r} is not defined{hint}")
+            return None
+        return owners[node.value]
 
     def _source(self, name: str, node: Located) -> Source | None:
         before = len(self._problems)
@@ -457,11 +461,16 @@ class _Folder:
         return str(whole)
 
     def _entity(
-        self, name: str, node: Located, sources: Mapping[str, Source | None], owners: Mapping[str, Owner | None]
+        self,
+        name: str,
+        node: Located,
+        sources: Mapping[str, Source | None],
+        owners: Mapping[str, Owner | None],
+        default_owner: Owner | None,
     ) -> Entity | None:
         before = len(self._problems)
         source = self._named("source", node, sources)
-        owner = self._named("owner", node, owners)
+        owner = self._owner(node, owners, default_owner)
         form = read_form(_EntityForm, node, self._problems)
         if form is None:
             return None
@@ -495,6 +504,13 @@ class _Folder:
             hint = guess(name, list(known)) or f"; define it under '{field}s:'"
             self._problems.add(node.find(field), f"{field} {name!r} is not defined{hint}")
         return known.get(name)
+
+    def _owner(self, node: Located, owners: Mapping[str, Owner | None], default: Owner | None) -> Owner | None:
+        if isinstance(node.value, dict) and "owner" not in node.value:
+            if self._default_owner is None:
+                self._problems.add(node, "'owner' is missing; name one of 'owners:', or a 'default_owner:' for all")
+            return default
+        return self._named("owner", node, owners)
 
     def _rules(self, name: str, form: _EntityForm, node: Located) -> EventRules:
         key = (form.key,) if isinstance(form.key, str) else tuple(form.key)
@@ -643,16 +659,9 @@ def _wrong_with_url(url: str, plain_http: bool) -> str | None:
         return "url: holds a user or password; use 'auth' with a file or a variable"
     if parts.query or parts.fragment:
         return "url: expected no '?' or '#' part; the parameters are added by Tidemark"
-    if parts.scheme == "http" and not plain_http and not _is_this_machine(host):
+    if parts.scheme == "http" and not plain_http and not is_this_machine(host):
         return "url: http:// sends secrets and rows in the clear; use https://, or say 'plain_http: true'"
     return None
-
-
-def _is_this_machine(host: str) -> bool:
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _minutes(utc_offset: str) -> int:

@@ -15,6 +15,8 @@ def deeper_than(raw: bytes, depth_max: int) -> bool:
     if raw.count(b"{") + raw.count(b"[") <= depth_max:
         return False
     brackets = _STRINGS.sub(b"", raw).translate(_AS_BRACES, _BUT_BRACES)
+    if b"{" * (depth_max + 1) in brackets:  # the usual bomb, found at its first bytes
+        return True
     for _ in range(depth_max):  # each round takes off at least the innermost level
         if not brackets:
             return False

@@ -2,8 +2,8 @@
 
 The fast path lets msgspec find the elements. Where the page is bad JSON (one element holds NaN, or ten thousand
 brackets), a scanner that knows no more than strings and brackets splits it; what it can split is complete, and each
-element is then judged by itself. (That costs some 0.3 µs a bracket or comma: large pages belong into a thread.) Anything else raises ``MalformedPage``: the page is asked for again, and nothing of
-it is parked.
+element is then judged by itself, at 25 µs an element: large pages belong into a thread. Anything else raises
+``MalformedPage``: the page is asked for again, and nothing of it is parked.
 """
 
 import re

@@ -17,6 +17,7 @@ from shared.checkpoints.shown import ShownClock, ShownLimitReached
 from shared.entities import Entity
 from shared.events.contract import Contract, ContractError
 from shared.events.identity import Identifier
+from shared.events.model import Sighting
 from shared.events.split import MalformedPage, split_page
 from shared.lifecycle import Stop
 from shared.producer.delivery import Delivery, Interrupted, PauseEntity
@@ -29,6 +30,7 @@ from shared.retry import backoff
 log = structlog.get_logger(__name__)
 
 SCHEMA_REFRESH_S = 30.0
+LARGE_BODY_BYTES = 1024 * 1024
 MALFORMED_PAUSE_S = 600.0
 """A source that has sent nothing but malformed pages for this long is paused."""
 SETTLE_S = 5.0
@@ -134,7 +136,7 @@ class Capture:
         try:
             start_us = self._shown.start()
             answer = await self._feed.fetch(request)
-            sightings = self._identifier.identify(split_page(answer.body, self._entity.records))
+            sightings = await self._identify(answer.body)
             self._shown.take(start_us, len(sightings))
             page = reading.judge(request, Answer(sightings=sightings, server_date_us=answer.server_date_us, requested_us=requested_us), start_us)
         except ShownLimitReached:
@@ -146,6 +148,15 @@ class Capture:
         self._faults.clear()
         self._observe(page, answer)
         return page
+
+    async def _identify(self, body: bytes) -> list[Sighting]:
+        """Raises ``MalformedPage``. A large body is taken apart beside the event loop: the worst take a second."""
+        if len(body) > LARGE_BODY_BYTES:
+            return await asyncio.to_thread(self._sightings, body)
+        return self._sightings(body)
+
+    def _sightings(self, body: bytes) -> list[Sighting]:
+        return self._identifier.identify(split_page(body, self._entity.records))
 
     async def _settle(self, reading: Reading, request: Request, page: Page) -> None:
         """Durable first, then the commit, then the next page. Raises ``PauseEntity`` where the page asks for it."""
