@@ -24,7 +24,9 @@ from msgspec import Meta, Struct, structs
 
 from shared import logs
 from shared.config import ConfigError, guess, read_secret, reason, unreadable
+from shared.entity_repairs import read_repairs
 from shared.events.model import EventRules
+from shared.events.repair import RULES_MAX, RepairRule
 from shared.located_yaml import Located, Problems, parse, read_form
 from shared.owners import Owner as Owner
 from shared.owners import is_this_machine, read_owner
@@ -170,6 +172,8 @@ class Entity(Struct, frozen=True, kw_only=True):
     future_s_max: float = 86_400.0
     clock_tolerance_s: float = 2.0
     pause: PauseRules = PauseRules()
+    repairs: tuple[RepairRule, ...] = ()
+    """What may be changed in an event that the contract refuses, before it is tried again."""
 
     def start_at_us(self, now_us: int) -> int:
         """Where a cursor made now begins, in microseconds since 1970 UTC."""
@@ -305,6 +309,7 @@ class _EntityForm(Struct, kw_only=True):
     event_bytes_max: Annotated[int, Meta(ge=64, le=16 * 1024 * 1024)] | None = None
     depth_max: Annotated[int, Meta(ge=1, le=128)] | None = None
     pause: _PauseForm | None = None
+    repair: Annotated[list[Any], Meta(max_length=RULES_MAX)] | None = None
 
 
 _PASSED_ON = (
@@ -476,6 +481,7 @@ class _Folder:
             return None
         rules = self._rules(name, form, node)
         file, text = self._schema(form.schema, rules, node)
+        repairs = () if form.repair is None else read_repairs(node.find("repair"), rules, self._problems)
         self._check_times(form, node)
         self._check_paging(form, source, node)
         if len(self._problems) > before or source is None or owner is None:
@@ -493,6 +499,7 @@ class _Folder:
             schema_text=text,
             register=form.schema.register,
             pause=_with(PauseRules(), form.pause),
+            repairs=repairs,
             **{"source_entity": name} | _written(form, _PASSED_ON),
         )
 

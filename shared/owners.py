@@ -261,7 +261,9 @@ class _Channel:
     def _values(self, kind: str, form: _ChannelForm) -> dict[str, Any]:
         written = {key: value for key, value in structs.asdict(form).items() if value is not None}
         del written["kind"]
-        values = {key: tuple(value) if isinstance(value, list) else value for key, value in written.items()}
+        values: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in written.items()
+        }
         for key in [key for key in values if key.endswith(("_env", "_file")) and key != "ca_file"]:
             self._gather_secret(values, key)
         for key in _SECRETS.get(kind, ()):

@@ -145,10 +145,8 @@ class Lane:
             return
         self._witness = None
         found = next((record for record in chunk.records if record.offset == witness.offset), None)
-        if found is None:
-            if self.unproven:
-                raise OtherRecord(f"{self.chain}: Kafka no longer has offset {witness.offset}, the ledger's last")
-            return
+        if found is None:  # retention would have made the offset out of range
+            raise OtherRecord(f"{self.chain}: Kafka's log has no record at offset {witness.offset}, the ledger's last")
         if (found.timestamp, record_digest(found.key, found.value)) != (witness.timestamp_ms, witness.digest):
             raise OtherRecord(
                 f"{self.chain}: the record at offset {witness.offset} is not the one that the ledger ends with: the "

@@ -39,7 +39,7 @@ class ConsumerSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """Of one member. Memory for what is read ahead: ``partition_fetch_bytes_max`` for each partition held."""
 
     instance_id: str | None = None
-    """A name that outlives the process, its own for each replica: after a crash its successor then takes over at once."""
+    """A name that outlives the process, its own for each replica: after a crash the next one takes over at once."""
     session_timeout_s: float = 10.0
     """How long a member that died in silence keeps its partitions."""
     rebalance_timeout_s: float = 60.0

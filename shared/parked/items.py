@@ -19,6 +19,7 @@ from shared.parked.model import (
     group_sort,
     legible,
     meta_key,
+    object_key,
     partition_key,
     shard,
 )
@@ -51,7 +52,7 @@ class Draft(Struct):
     body_sha: str  # of the raw bytes
     body: bytes  # zstd
     rev: int  # raised when the same event id stands there with other bytes
-    in_bucket: str  # the object of a body that is too large for an item, else ""
+    is_large: bool  # the body is too large for an item
     has_body: bool = False
     stored: Stored | None = None
     outcome: Literal["new", "again"] | None = None
@@ -65,6 +66,15 @@ class Draft(Struct):
         return (self.event.rank, self.event.tiebreak)
 
     @property
+    def in_bucket(self) -> str:
+        """The object of a body that is too large for an item, else ``""``.
+
+        Its key holds the nonce, so that no other META names it: then it may go as soon as its own META is gone.
+        Under a key of the content alone, a deletion could overtake a park that had found the object there.
+        """
+        return object_key(self.event.entity, self.body_sha, self.nonce) if self.is_large else ""
+
+    @property
     def needs_body(self) -> bool:
         return self.stored is None and not self.has_body
 
@@ -74,7 +84,7 @@ class Draft(Struct):
 
 
 def draft_of(event: ParkedEvent, sightings: int, body_bytes_max: int) -> Draft:
-    """A body above ``body_bytes_max`` goes to the bucket, under a key that its content decides: written once."""
+    """A body above ``body_bytes_max`` goes to the bucket."""
     body = zstandard.compress(event.raw)
     body_sha = sha256(event.raw).hexdigest()
     return Draft(
@@ -85,7 +95,7 @@ def draft_of(event: ParkedEvent, sightings: int, body_bytes_max: int) -> Draft:
         body_sha=body_sha,
         body=body,
         rev=event.rev,
-        in_bucket=f"bodies/{event.entity}/{body_sha}.zst" if len(body) > body_bytes_max else "",
+        is_large=len(body) > body_bytes_max,
     )
 
 
@@ -229,6 +239,8 @@ class ParkedRow(Struct, frozen=True):
     attempts: int
     owner: str
     key: str | None
+    pk: str = ""  # where the row lies in the table
+    sk: str = ""
 
 
 class ParkedId(Struct, frozen=True):
@@ -280,6 +292,8 @@ def row_of(item: Item) -> ParkedRow:
         attempts=int(item["att"]["N"]),
         owner=item["owner"]["S"],
         key=_text(item, "key"),
+        pk=item["pk"]["S"],
+        sk=item["sk"]["S"],
     )
 
 

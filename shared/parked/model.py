@@ -158,6 +158,11 @@ def body_key(event: ParkedEvent, nonce: str) -> str:
     return f"B#{event.updated_us:020d}#{event.item_id}#{event.rev:04d}#{nonce}"
 
 
+def object_key(entity: str, body_sha: str, nonce: str) -> str:
+    """Where a body lies that is too large for an item."""
+    return f"bodies/{entity}/{body_sha}-{nonce}.zst"
+
+
 def shard(item_id: str) -> int:
     return crc32(item_id.encode("utf-8", "surrogatepass")) % SHARDS
 

@@ -102,8 +102,7 @@ def lookback_moved(
     reach further back next time and not less. Reaching the tick of that cursor is enough: the next one, and each tail
     poll, read it again.
     """
-    progress: SweepProgress | None = lookback_begun(state, lane, limits, granularity_us)
-    assert progress is not None
+    progress = lookback_begun(state, lane, limits, granularity_us)
     run = step.run
     reached_us = run.at_us if run.reached_us is None else max(run.at_us, run.reached_us)
     reached = step.kind != "again" and run.in_order and reached_us >= tick(progress.until_us, granularity_us)
@@ -111,8 +110,6 @@ def lookback_moved(
         return _completed(state, lane, progress.until_us, limits, granularity_us), True
     if step.kind == "on":
         progress = replace(progress, at_us=run.at_us)
-    elif step.kind == "end":
-        progress = None
     if lane == "lookback":
         return replace(state, lookback=progress), step.kind == "end"
     return replace(state, cap_lookback=progress), step.kind == "end"

@@ -89,17 +89,17 @@ def _measure(pid: int, health_port: int, events: int) -> dict[str, float]:
     deadline_s = time.monotonic() + DEADLINE_S
     first = None
     while True:
-        done, cpu_s, now_s = _published(health_port), _cpu_s(pid), time.monotonic()
+        done, spent_s, now_s = _published(health_port), cpu_s(pid), time.monotonic()
         if first is None and done >= events / 10:
-            first = (done, cpu_s, now_s)
+            first = (done, spent_s, now_s)
         if first is not None and done >= events:
             break
         assert now_s < deadline_s, f"only {done} of {events} events after {DEADLINE_S} s"
         time.sleep(0.1)
     counted = done - first[0]
     return {
-        "cpu_s_per_million": (cpu_s - first[1]) / counted * 1e6,
-        "peak_mb": _peak_mb(pid),
+        "cpu_s_per_million": (spent_s - first[1]) / counted * 1e6,
+        "peak_mb": peak_mb(pid),
         "events_per_s": counted / (now_s - first[2]),
         "events": float(counted),
     }
@@ -111,12 +111,14 @@ def _published(port: int) -> int:
     return int(float(found[1])) if found else 0
 
 
-def _cpu_s(pid: int) -> float:
+def cpu_s(pid: int) -> float:
+    """User and system seconds of the process so far."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / TICKS
 
 
-def _peak_mb(pid: int) -> float:
+def peak_mb(pid: int) -> float:
+    """Its peak resident memory so far."""
     found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
     assert found, "the poller is gone"
     return int(found[1]) / 1024

@@ -46,7 +46,9 @@ def _error(status: int, code: str) -> web.Response:
 
 
 def _xml(text: str, status: int) -> web.Response:
-    return web.Response(text=f'<?xml version="1.0" encoding="UTF-8"?>{text}', status=status, content_type="application/xml")
+    return web.Response(
+        text=f'<?xml version="1.0" encoding="UTF-8"?>{text}', status=status, content_type="application/xml"
+    )
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """The group consumer on a real broker: where it reads, what it says about offsets without records, and outages."""
 
 import asyncio
+import itertools
 import os
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -92,7 +93,7 @@ async def test_chunks_follow_each_other_from_where_reading_was_started(world: Wo
     chunks = await read(await world.consumer(small), world.partition, 100, 1_000)
 
     assert chunks[0].begins_at == 100
-    assert all(one.next_offset == other.begins_at for one, other in zip(chunks, chunks[1:], strict=False))
+    assert all(one.next_offset == other.begins_at for one, other in itertools.pairwise(chunks))
     assert [record.offset for chunk in chunks for record in chunk.records] == list(range(100, 1_000))
 
 

@@ -197,11 +197,13 @@ def test_what_is_learned_of_an_exclusive_source_saves_the_second_question() -> N
 
 
 def test_a_crowded_tick_below_the_cursor_does_not_hide_what_follows() -> None:
-    desk = Desk(cursor_s=102, cut=5)
-    crowd: list[Row] = [("k", 101, n) for n in range(5)]
-    desk.turn([*crowd[:2], B, C])
+    desk = Desk(state=under_way(), now_s=700, cut=5)
+    crowd: list[Row] = [("k", 539, n) for n in range(5)]
 
-    assert 3 in values(desk.read([*crowd, B, C])) or 3 in values(desk.log)
+    pages = desk.read([*crowd, ("a", 540, 8), ("b", 541, 9)])
+
+    assert values(pages)[-2:] == [8, 9]
+    assert [since_s(page) for page in pages[:2]] == [539, 540]
 
 
 def test_a_poll_that_shows_nothing_new_records_nothing() -> None:
@@ -433,6 +435,26 @@ def test_a_limit_that_fits_a_large_tick_gets_over_it() -> None:
     assert desk.turn(rows).request.limit == 50, "and goes back to small pages"
 
 
+def test_a_lookback_cut_by_the_limit_is_not_completed_because_longer_answers_were_seen() -> None:
+    limits = lookbacks(page_rows=20)
+    desk = Desk(state=under_way(longest_answer_rows=400), now_s=700, limits=limits)
+    rows: list[Row] = [("k", second, second) for second in range(441, 541)]
+
+    desk.read(rows, "lookback")
+
+    assert len(events(desk.log)) == len(rows)
+
+
+def test_a_page_cut_by_the_limit_goes_on_at_once_though_longer_answers_were_seen() -> None:
+    limits = msgspec.structs.replace(QUIET, page_rows=20)
+    desk = Desk(state=under_way(longest_answer_rows=400), now_s=700, limits=limits)
+
+    pages = desk.read([("k", second, second) for second in range(541, 641)])
+
+    assert len(values(pages)) > 60
+    assert desk.cursor_s == 640
+
+
 def test_a_tick_larger_than_a_silent_cut_pauses_once_a_later_row_is_known() -> None:
     desk = Desk(state=under_way(), now_s=700, cut=120)
     rows: list[Row] = [("k", 540, 1), *(("k", 560, n) for n in range(120))]
@@ -526,6 +548,16 @@ def test_unsorted_answers_move_the_cursor_only_when_nothing_can_have_been_cut_of
     assert len(page.events) == 150
     assert stood_s == 100
     assert desk.cursor_s == 300, "a longer answer proves that the shorter one was whole"
+
+
+def test_one_tick_from_a_source_of_unknown_order_may_hide_all_that_lies_before_it() -> None:
+    desk = Desk(cursor_s=100, cut=5)
+    rows: list[Row] = [*(("k", 110, n) for n in range(5)), ("a", 105, 7)]  # the newest first
+
+    desk.read(rows)
+
+    assert len(events(desk.log)) == 5
+    assert desk.cursor_s == 100
 
 
 # 7. Clocks

@@ -72,16 +72,16 @@ def test_a_key_whose_last_state_is_newer_than_the_forgotten_page_keeps_it() -> N
 
 
 def test_an_undated_event_is_forgotten_only_by_its_latest_time() -> None:
-    seen = Seen("events")
+    seen = Seen("rows")
     seen.add(entry(1, 7, ANCHORED, 10))
     seen.add(entry(1, 7, ANCHORED, 50))
 
     seen.drop_below(20)
-    kept = dict(seen.counts)
+    kept = (dict(seen.counts), dict(seen.last))
     seen.drop_below(60)
 
-    assert kept == {identity(7): 1}
-    assert (seen.counts, seen.anchors, seen.entries) == ({}, {}, 0)
+    assert kept == ({identity(7): 1}, {key(1): identity(7)})
+    assert (seen.counts, seen.last, seen.anchors, seen.entries) == ({}, {}, {}, 0)
 
 
 def test_much_is_forgotten_a_little_at_a_time() -> None:

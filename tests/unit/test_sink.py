@@ -312,6 +312,19 @@ async def test_another_record_at_the_ledgers_last_offset_refuses_the_topic_until
     assert await world.offsets(of=1) == [0, 1, 2, 3, 4]
 
 
+async def test_a_log_in_which_the_ledgers_last_record_is_missing_refuses_the_topic() -> None:
+    world = World()
+    world.fill(A, 5)
+    async with world.running(drains=True):
+        await world.until(lambda: world.source.positions.get(A) == 5)
+    del world.log.records[A][4]  # compacted away, or cut back and written again
+    world.fill(A, 3)
+    async with world.running(drains=True):
+        await world.until(lambda: metrics_refused() == 1)
+
+    assert await world.offsets() == list(range(5))
+
+
 async def test_the_ledgers_last_record_is_compared_and_not_written_again() -> None:
     world = World()
     world.fill(A, 5)
