@@ -11,7 +11,9 @@ _SESSION = aioboto3.Session()
 """One per process: sessions hold loaders and models that are never freed."""
 
 
-async def open_client(service: str, stack: AsyncExitStack, *, connections_max: int = 32, read_timeout_s: float = 10) -> Any:
+async def open_client(
+    service: str, stack: AsyncExitStack, *, connections_max: int = 32, read_timeout_s: float = 10
+) -> Any:
     """Open a low-level client that closes with ``stack``. Endpoint, region and credentials come from ``AWS_*``.
 
     Few silent retries by the SDK: the callers have budgets of their own.

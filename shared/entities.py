@@ -346,7 +346,8 @@ class _Folder:
         }
         default = self._default(owners)
         entities = {
-            name: self._entity(name, node, sources, owners, default) for name, node in sorted(self._sections["entities"].items())
+            name: self._entity(name, node, sources, owners, default)
+            for name, node in sorted(self._sections["entities"].items())
         }
         self._refuse_shared_topics({name: entity for name, entity in entities.items() if entity is not None})
         if not entities and not len(self._problems):

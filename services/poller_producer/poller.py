@@ -15,7 +15,7 @@ class Captures(Protocol):
     """What the poller needs of the producer SDK."""
 
     async def capture(self, name: str, stop: Stop) -> None:
-        """Capture one entity whenever its lease can be had, until ``stop``; returns once its page in hand is settled."""
+        """Capture one entity whenever its lease can be had, until ``stop``; returns once its page is settled."""
 
 
 async def poll(entities: Iterable[str], producer: Captures, stop: Stop) -> None:

@@ -38,7 +38,7 @@ class KafkaSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     record_bytes_max: Annotated[int, Meta(ge=1024, le=64 * 1024 * 1024)] = 1024 * 1024
     """A record above this is never sent: the brokers' ``message.max.bytes``, or less."""
     compression: Compression = "zstd"
-    """Of this process zstd costs about the CPU of none: it has fewer bytes to send (``tests/bench/publisher_bench.py``)."""
+    """zstd costs this process about the CPU of none: fewer bytes to send (``tests/bench/publisher_bench.py``)."""
 
     def __post_init__(self) -> None:
         if problem := self._problem():

@@ -42,6 +42,7 @@ from shared.parked.items import (
 from shared.parked.model import ParkedEvent, meta_key, partition_key
 from shared.parked.queries import ParkedFilter, ParkedPage, Queries
 from shared.parked.table import ParkedTableDiffers, definition, differences, is_active
+from shared.parked.transitions import Clocks, Transitions
 
 log = get_logger(__name__)
 
@@ -147,6 +148,23 @@ class ParkedStore:
                 raise
         await self._bucket.call("create_bucket", budget, Bucket=self._settings.bucket, **place)
         return True
+
+    @property
+    def transitions(self) -> Transitions:
+        """What may happen to a parked row, over the same connections."""
+        return self.transitions_by(Clocks())
+
+    def transitions_by(self, clocks: Clocks) -> Transitions:
+        settings = self._settings
+        return Transitions(
+            self._table,
+            self._bucket,
+            settings.table,
+            settings.bucket,
+            budget_s=settings.budget_s,
+            body_bytes_max=settings.body_bytes_max,
+            clocks=clocks,
+        )
 
     async def answers(self) -> None:
         """One cheap call. Raises ``ParkedUnavailable``, also while the table is missing."""
@@ -277,10 +295,14 @@ class ParkedStore:
             for draft in batch
             if not draft.in_bucket
         ]
+        objects = [draft.in_bucket for draft in batch if draft.in_bucket]
+        budget = Budget(REMOVAL_S_MAX)
         try:
-            await self._batch_write(requests, Budget(REMOVAL_S_MAX))
+            await self._batch_write(requests, budget)
+            for key in objects:
+                await self._bucket.call("delete_object", budget, Bucket=self._settings.bucket, Key=key)
         except ParkedUnavailable as error:
-            log.info("parked_orphans_left", count=len(requests), error=str(error))
+            log.info("parked_orphans_left", count=len(requests) + len(objects), error=str(error))
 
     async def _batch_write(self, requests: list[dict[str, Any]], budget: Budget) -> None:
         attempts = pauses()

@@ -53,7 +53,7 @@ class Feed(Protocol):
 
 
 class CheckpointStore(Protocol):
-    """What capture needs of Postgres. Each call raises ``Fenced``, or ``CheckpointsUnavailable`` after its own budget."""
+    """What capture needs of Postgres. Calls raise ``Fenced``, or ``CheckpointsUnavailable`` after their own budget."""
 
     async def load(self, grant: Grant) -> tuple[CursorState, list[SeenPage]]: ...
 
@@ -138,7 +138,8 @@ class Capture:
             answer = await self._feed.fetch(request)
             sightings = await self._identify(answer.body)
             self._shown.take(start_us, len(sightings))
-            page = reading.judge(request, Answer(sightings=sightings, server_date_us=answer.server_date_us, requested_us=requested_us), start_us)
+            seen = Answer(sightings=sightings, server_date_us=answer.server_date_us, requested_us=requested_us)
+            page = reading.judge(request, seen, start_us)
         except ShownLimitReached:
             await self._renew()
             return None
@@ -235,7 +236,7 @@ class Capture:
         seen = await asyncio.to_thread(
             Seen.load, rules.shows, [page.entries for page in pages], unclean_us or state.republish_before_us
         )
-        log.info("entity_leased", entity=self._entity.name, epoch=self._grant.epoch, cursor_us=state.cursor_us, entries=seen.entries)
+        log.info("entity_leased", entity=self._entity.name, epoch=self._grant.epoch, cursor_us=state.cursor_us)
         return Reading(rules, reading_limits(self._entity), state, seen, unclean_us)
 
     async def _keep_lease(self) -> None:
@@ -284,7 +285,8 @@ class Capture:
             metrics.CLOCK_SKEW_S.labels(self._entity.source.name).set(page.clock_skew_us / 1e6)
         metrics.SOURCE_S.labels(self._entity.source.name).observe(answer.elapsed_s)
         if page.cap_shrunk_us is not None:
-            log.error("lateness_cap_shrunk", entity=self._entity.name, cap_s=page.cap_shrunk_us / 1e6, limit="seen_bytes_max")
+            cap_s = page.cap_shrunk_us / 1e6
+            log.error("lateness_cap_shrunk", entity=self._entity.name, cap_s=cap_s, limit="seen_bytes_max")
 
 
 class _Faults:

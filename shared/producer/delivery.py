@@ -15,8 +15,8 @@ from shared import metrics
 from shared.events.contract import Contract
 from shared.events.model import Event, Reason, RejectedEvent
 from shared.kafka.records import NotPublished, Outgoing, event_headers
-from shared.parked.model import ParkedEvent, parked_from_event
 from shared.parked.calls import ParkedUnavailable
+from shared.parked.model import ParkedEvent, parked_from_event
 from shared.producer.brake import Brake
 from shared.retry import Wakes, backoff
 

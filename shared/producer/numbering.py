@@ -38,10 +38,20 @@ class Numbered(Struct, frozen=True, kw_only=True):
 
 
 def number(
-    rules: EventRules, seen: Seen, sightings: Sequence[Sighting], shown_from_us: int, bounds: TimeBounds
+    rules: EventRules,
+    seen: Seen,
+    sightings: Sequence[Sighting],
+    shown_from_us: int,
+    bounds: TimeBounds,
+    *,
+    doubting: bool = True,
 ) -> Numbered:
-    """Row i of the answer was shown at ``shown_from_us + i``. Changes nothing."""
-    occurrences = _rows(seen, sightings) if rules.shows == "rows" else _events(seen, sightings)
+    """Row i of the answer was shown at ``shown_from_us + i``. Changes nothing.
+
+    ``doubting``: publish once more what was recorded before an unclean takeover.
+    """
+    settled_keys = seen.settled_keys if doubting else None
+    occurrences = _rows(seen, sightings, settled_keys) if rules.shows == "rows" else _events(seen, sightings)
     anchors = _anchors(sightings, bounds)
     events: list[Event] = []
     packed, times = _renewals(seen, sightings, occurrences, anchors, shown_from_us)
@@ -73,13 +83,13 @@ def number(
     )
 
 
-def _rows(seen: Seen, sightings: Sequence[Sighting]) -> list[int | None]:
+def _rows(seen: Seen, sightings: Sequence[Sighting], settled: set[bytes] | None) -> list[int | None]:
     """The occurrence of each row; None: a repetition.
 
     Only the key's *last* state makes a repetition. A state that was recorded before that one has come back: dropping
     it as "seen" would leave the lake with a state that the source no longer has.
     """
-    counts, last, settled = seen.counts, seen.last, seen.settled_keys
+    counts, last = seen.counts, seen.last
     here: dict[bytes, bytes] = {}  # states in this answer, not recorded yet
     came: dict[bytes, int] = {}
     found: list[int | None] = []

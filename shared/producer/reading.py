@@ -135,9 +135,10 @@ class Reading:
         seen_here = survey(answer.sightings, self._granularity_us, clocks.bound_us)
         state = _learned(state, seen_here)
         _check_not_behind(request, seen_here, state.longest_answer_rows, self._granularity_us)
-        numbered = number(
-            self._rules, self._seen, answer.sightings, shown_from_us, self._bounds(request, state, clocks)
-        )
+        bounds = self._bounds(request, state, clocks)
+        # A page that an unclean stop left unrecorded lies within reach of the lookback: not all of the cap's hour again.
+        doubting = request.lane != "cap"
+        numbered = number(self._rules, self._seen, answer.sightings, shown_from_us, bounds, doubting=doubting)
         late_us = self._late(numbered)
         taken = step(request.run, seen_here, self._known(state))
         history = None

@@ -1,4 +1,4 @@
-"""The producer SDK: open the edges once, capture any number of entities. Used by poller-producer and by applications."""
+"""The producer SDK: open the edges once, capture any number of entities."""
 
 import asyncio
 import os
@@ -39,6 +39,10 @@ from shared.registry.settings import RegistrySettings
 from shared.retry import backoff
 
 log = structlog.get_logger(__name__)
+
+
+_MENDED_OUTSIDE = (CheckpointsUnavailable, RegistryUnavailable, UnknownSubject, ContractError, SchemaIncompatible)
+"""What keeps an entity waiting until somebody, or time, has mended it; the others go on."""
 
 
 class ProducerSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -111,7 +115,7 @@ class Producer:
             try:
                 contract = await self._contract(entity)
                 grant = await self._lease(entity, contract, stop)
-            except (CheckpointsUnavailable, RegistryUnavailable, UnknownSubject, ContractError, SchemaIncompatible) as error:
+            except _MENDED_OUTSIDE as error:
                 log.warning("entity_waits", entity=name, reason=str(error))
                 await stop.wait(next(waits))
                 continue
@@ -214,7 +218,7 @@ def chosen(entities: Entities, names: Sequence[str]) -> list[str]:
     """The names to capture: those given, or all. Raises ``ConfigError`` for a name that the folder doesn't have."""
     if unknown := sorted(set(names) - set(entities.entities)):
         known = ", ".join(entities.entities) or "none"
-        raise ConfigError([f"TIDEMARK_ENTITIES: no entity {name!r} in the folder (it has: {known})" for name in unknown])
+        raise ConfigError([f"TIDEMARK_ENTITIES: the folder has no {name!r}, only {known}" for name in unknown])
     return list(names) or list(entities.entities)
 
 

@@ -1,6 +1,7 @@
 """A source that costs the poller's measurement nothing: prepared events, served by a process of its own.
 
-``python -m tests.bench.paged_source PORT EVENTS [DELAY_MS]``: ``GET /cdc?entity=…&updatedSince=<epoch ms>&limit=N``, inclusive, ascending.
+``python -m tests.bench.paged_source PORT EVENTS [DELAY_MS]``; ``GET /cdc?entity=…&updatedSince=<epoch ms>&limit=N``,
+inclusive, ascending.
 """
 
 import asyncio

@@ -107,7 +107,7 @@ def _measure(pid: int, health_port: int, events: int) -> dict[str, float]:
 
 def _published(port: int) -> int:
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
-        found = re.search(r'^tidemark_published_total\{entity="%s"\} (\S+)$' % ENTITY, answer.read().decode(), re.M)
+        found = re.search(rf'^tidemark_published_total\{{entity="{ENTITY}"\}} (\S+)$', answer.read().decode(), re.M)
     return int(float(found[1])) if found else 0
 
 
@@ -122,5 +122,3 @@ def peak_mb(pid: int) -> float:
     found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
     assert found, "the poller is gone"
     return int(found[1]) / 1024
-
-

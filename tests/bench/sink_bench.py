@@ -28,7 +28,7 @@ from shared.kafka.records import EVENT_ID, OP, SEQ, Outgoing
 from shared.kafka.settings import KafkaSettings
 from shared.registry.client import Registry
 from shared.registry.settings import RegistrySettings
-from tests.bench.poller_bench import DEADLINE_S, cpu_s, peak_mb, configure
+from tests.bench.poller_bench import DEADLINE_S, configure, cpu_s, peak_mb
 from tests.bench.sample import ENTITY, SCHEMA, raw
 
 PAGE = 5_000

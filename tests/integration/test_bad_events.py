@@ -45,7 +45,8 @@ def without(name: str) -> bytes:
 
 
 def instead(name: str, text: bytes) -> bytes:
-    return good(BAD).replace(json.dumps({name: json.loads(good(BAD))[name]}).encode()[1:-1], b'"%b": %b' % (name.encode(), text))
+    member = json.dumps({name: json.loads(good(BAD))[name]}).encode()[1:-1]
+    return good(BAD).replace(member, b'"%b": %b' % (name.encode(), text))
 
 
 KINDS: dict[str, tuple[bytes, Reason, str]] = {
@@ -101,7 +102,7 @@ def settled(kind: str) -> bool:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    while not condition():
+    while not condition():  # noqa: ASYNC110  # metrics can only be looked at
         await asyncio.sleep(0.02)
 
 

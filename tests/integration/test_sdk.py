@@ -34,7 +34,8 @@ async def test_the_ten_line_application_loses_nothing_over_kills(stack: Stack, t
         "PYTHONPATH": str(README.parents[2]),
     }
     ready = http_answers(f"http://127.0.0.1:{source}/cdc?entity={ENTITY}&updatedSince=0&limit=1")
-    stack.add(Process("sdk-source", (python, "-m", "tests.bench.paged_source", str(source), str(EVENTS), "10"), ready=ready))
+    command = (python, "-m", "tests.bench.paged_source", str(source), str(EVENTS), "10")
+    stack.add(Process("sdk-source", command, ready=ready))
     stack.add(Process("sdk-bootstrap", (python, "-m", "services.cli", "bootstrap"), env=env, ends_itself=True))
     stack.add(Process("sdk-application", (python, str(application)), env=env))
     stack.start("sdk-source")

@@ -92,12 +92,10 @@ class World:
     async def run(self, done: Callable[[], bool]) -> None:
         to = Destination(entity="accounts", topic="t", owner="ledger", outage_parked_events_max=0)
         delivery = Delivery(to, CONTRACT, Brake(PauseRules()), self.kafka, self.parked, self.ended)
-        capture = Capture(
-            ENTITY, grant(), self.feed, delivery, self.checkpoints, self._newest, self._tidy, self.ended
-        )
+        capture = Capture(ENTITY, grant(), self.feed, delivery, self.checkpoints, self._newest, self._tidy, self.ended)
         async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
             tasks.create_task(capture.run())
-            while not (done() or self.ended.is_set):
+            while not (done() or self.ended.is_set):  # noqa: ASYNC110  # one turn of the loop at a time
                 await asyncio.sleep(0)
             self.ended.set("test")
 
@@ -214,5 +212,3 @@ def test_the_reason_of_a_pause_says_which_schema_would_have_to_change() -> None:
     assert paused_under(paused_text(PauseEntity("too_many_invalid", "200 in a row (really)"), 41)) == 41
     assert paused_under(paused_text(PauseEntity("source_auth", "401 (schema id 41)"), 41)) is None
     assert paused_under("by hand") is None
-
-

@@ -111,7 +111,8 @@ async def test_an_event_of_unknown_outcome_is_parked_whatever_the_budget_and_say
 
 async def test_a_stop_while_events_wait_leaves_the_page_unfinished() -> None:
     with pytest.raises(Interrupted):
-        await delivery(FakeKafka([UNAVAILABLE] * 9), FakeParked(), outage_max=0, stop=ImpatientStop(2)).deliver(events(good(1)))
+        down = FakeKafka([UNAVAILABLE] * 9)
+        await delivery(down, FakeParked(), outage_max=0, stop=ImpatientStop(2)).deliver(events(good(1)))
     with pytest.raises(Interrupted):
         await delivery(FakeKafka(), FakeParked(failures=9), stop=ImpatientStop(2)).deliver(events(bad(1)))
 

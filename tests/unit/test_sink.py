@@ -408,18 +408,14 @@ async def test_nothing_is_committed_for_a_partition_that_was_lost() -> None:
         assert world.source.committed == []
 
 
-async def test_an_answer_from_before_a_seek_is_dropped() -> None:
+async def test_after_an_answer_to_an_old_position_reading_goes_on_from_the_expected_one() -> None:
     world = World()
     world.fill(A, 5)
     async with world.running(drains=True):
         await world.until(lambda: world.source.positions.get(A) == 5)
-        lane = world.sink._lanes[A]
-        lane.jump(2)  # as after 412: the source still answers to the old position
         world.fill(A, 2)
-        await world.until(lambda: world.source.positions.get(A) == 7 and lane.expected == 7)
-        lane.jump(0)
-        world.source.start(A, 0)
-        await world.until(lambda: lane.expected == 7)
+        world.source.positions[A] = 6  # one offset is passed over, as a faulty client might
+        await world.until(lambda: world.sink._lanes[A].expected == 7)
 
     assert await world.offsets() == list(range(7))
 
@@ -587,7 +583,9 @@ async def test_a_process_that_was_frozen_while_its_slot_was_expired_writes_nothi
         world.fill(A, 5)
         held, world.source.held = world.source.positions, frozenset(world.partitions)
         async with others.running(drains=True):
+            others.source._chunk_records = lambda: 2
             await others.until(lambda: others.source.positions.get(A) == 10)
+        assert len(others.objects()) == 5
         newest = others.objects()[-1]
         for key in others.objects()[:-1]:
             del world.store.objects[key]  # `raw expire`, months later

@@ -1,10 +1,11 @@
 """SNS: one message a notice, with attributes to filter by. Standard topics deliver at least once, in any order.
 
-Limits (docs.aws.amazon.com/sns): 256 KB with attributes, a subject of printable ASCII below 100 characters, ten attributes
-where they are delivered raw.
+Limits (docs.aws.amazon.com/sns): 256 KB with attributes, a subject of printable ASCII below 100 characters, ten
+attributes where they are delivered raw.
 """
 
 from contextlib import AsyncExitStack
+from hashlib import sha256
 from typing import Any, Protocol
 
 from botocore.exceptions import BotoCoreError, ClientError
@@ -89,7 +90,10 @@ def publication(notice: Notice, topic_arn: str) -> dict[str, Any]:
         },
     }
     if topic_arn.endswith(".fifo"):
-        parameters |= {"MessageGroupId": notice.notice_id[:40], "MessageDeduplicationId": notice.notice_id}
+        parameters |= {
+            "MessageGroupId": sha256(notice.dedup_key.encode()).hexdigest(),
+            "MessageDeduplicationId": notice.notice_id,
+        }
     return parameters
 
 
