@@ -26,7 +26,7 @@ CLAUSES: dict[Transition, dict[str, str]] = {
     "claim_early": {
         **_UNCHANGED,
         **_WAITS,
-        "not_leased": "(attribute_not_exists(#lease_tok) OR #due < :due_bound)",
+        "not_leased": "(attribute_not_exists(#lease_until) OR #lease_until <= :now)",
     },
     "renew": _LEASED,
     "published": {**_LEASED, **_TRIED},
@@ -88,7 +88,11 @@ def delete_request(transition: Transition, key: Item, values: Mapping[str, dict[
 
 
 def _conditional(
-    transition: Transition, key: Item, text: str, values: Mapping[str, dict[str, Any]], new: Mapping[str, dict[str, Any]]
+    transition: Transition,
+    key: Item,
+    text: str,
+    values: Mapping[str, dict[str, Any]],
+    new: Mapping[str, dict[str, Any]],
 ) -> dict[str, Any]:
     """Only the names and values that the expressions use: DynamoDB refuses others."""
     condition = " AND ".join(CLAUSES[transition].values())

@@ -87,7 +87,7 @@ class Row(Struct, frozen=True, kw_only=True):
     nonce: str
     lease_token: str | None
     lease_owner: str | None
-    lease_until_ms: int  # 0: not leased
+    lease_until_ms: int  # nobody may claim it before; an edit takes the token away but leaves this. 0: not leased
     done_token: str | None  # of the write that ended the last lease, or of the last wake
     stale_why: str
 

@@ -105,7 +105,7 @@ def next_due(
 
 
 def counts(outcome: Reason, *, first_at_ms: int, now_ms: int, new_fingerprint: bool) -> bool:
-    """Whether a failed attempt adds to ``att``. Outages never do: a broker's hour must not use up an event's chances."""
+    """Whether a failed attempt adds to ``att``. Outages never do: they must not use up an event's chances."""
     match POLICIES[outcome].counts:
         case "never":
             return False

@@ -15,6 +15,7 @@ from msgspec import Meta, Struct
 from shared.aws import open_client
 from shared.events.model import Reason
 from shared.logs import get_logger
+from shared.parked.bodies import Bodies
 from shared.parked.calls import (
     STATEMENT_TRANSIENTS,
     Budget,
@@ -156,15 +157,15 @@ class ParkedStore:
 
     def transitions_by(self, clocks: Clocks) -> Transitions:
         settings = self._settings
-        return Transitions(
+        bodies = Bodies(
             self._table,
             self._bucket,
             settings.table,
             settings.bucket,
             budget_s=settings.budget_s,
             body_bytes_max=settings.body_bytes_max,
-            clocks=clocks,
         )
+        return Transitions(self._table, settings.table, bodies, budget_s=settings.budget_s, clocks=clocks)
 
     async def answers(self) -> None:
         """One cheap call. Raises ``ParkedUnavailable``, also while the table is missing."""

@@ -1,35 +1,29 @@
 """What may happen to a parked row, each step one conditional write. No step needs another worker to be alive.
 
 A lease is a due time moved into the future, and a token: a crashed worker's row comes due again by itself, and a worker
-that wakes after its lease finds its token gone. Rows leave the table by ``published`` and ``finish`` alone; their bodies
-go after them, so that what a crash leaves behind is a body without a row, never a row without a body.
+that wakes after its lease finds its token gone. Rows leave the table by ``published`` and ``finish`` alone, and their
+bodies after them, so that a crash leaves a body without a row behind, never a row without a body.
 
 Any method may raise ``ParkedUnavailable``: whether it was done is then unknown. Call it again with the same lease: it
 knows its own write by the token. Nothing but the lease's end makes that unclear, and then ``LeaseLost`` says so.
 """
 
-import asyncio
 import random
 import time
 from collections.abc import Callable, Mapping
 from email.utils import parsedate_to_datetime
-from hashlib import sha256
 from secrets import token_hex
 from typing import Any, Literal, Protocol
 
-import zstandard
-from aiohttp import ClientError as ReadError
-from botocore.exceptions import ClientError, HTTPClientError
+from botocore.exceptions import ClientError
 from msgspec import Struct
-from msgspec.structs import replace
 
 from shared.events.model import Reason, RejectedEvent
-from shared.logs import get_logger
-from shared.parked.calls import Budget, Calls, ParkedUnavailable, Trouble, pauses
+from shared.parked.bodies import Bodies, BodyMissing
+from shared.parked.calls import Budget, Calls, ParkedUnavailable
 from shared.parked.conditions import Transition, delete_request, update_request
-from shared.parked.items import Item, decompress, wire
+from shared.parked.items import Item, wire
 from shared.parked.leases import (
-    Body,
     Claimed,
     Due,
     Edit,
@@ -45,17 +39,13 @@ from shared.parked.leases import (
     receipts_wire,
     with_raw,
 )
-from shared.parked.model import State, body_key, due_partition, due_sort, group_partition, legible, object_key, shard
+from shared.parked.model import State, due_partition, due_sort, group_partition, legible, shard
 from shared.parked.policy import POLICIES, Next, Standing, deadline_ms, limits
-
-log = get_logger(__name__)
 
 CLOCK_BOUND_S = 5.0
 """``due <= :now`` compares clocks: a worker whose clock is further off than this claims nothing."""
 READS_MAX = 8  # of one wake that others keep overtaking
 EDITS_MAX = 10  # META is meant to stay small
-REMOVAL_S_MAX = 2.0
-INLINE_BYTES_MAX = 64 * 1024  # decompressed and hashed on the event loop: well below a millisecond
 _NEVER = 10**9  # attempts or tries of a class without such a limit
 
 _END_OF_LEASE = ("lease_tok", "lease_own", "lease_until")
@@ -111,10 +101,6 @@ class BodyLost(Exception):
         self.detail = detail
 
 
-class BodyMissing(Exception):
-    """The bytes that a row names are not there, or are not those that were parked."""
-
-
 class ClockSkewed(Exception):
     """The own clock and the store's differ by more than the bound: set the clock before anything is claimed."""
 
@@ -136,21 +122,17 @@ class Transitions:
     def __init__(
         self,
         table: Calls,
-        bucket: Calls,
         table_name: str,
-        bucket_name: str,
+        bodies: Bodies,
         *,
         budget_s: float,
-        body_bytes_max: int,
-        clocks: Clocks | None = None,
+        clocks: Clocks,
     ) -> None:
         self._table = table
-        self._bucket = bucket
         self._table_name = table_name
-        self._bucket_name = bucket_name
+        self._bodies = bodies
         self._budget_s = budget_s
-        self._body_bytes_max = body_bytes_max
-        self._clocks = clocks or Clocks()
+        self._clocks = clocks
 
     async def due(self, queue: Literal["r", "n"], shard_number: int, now_ms: int, limit: int) -> list[Due]:
         """Earliest first, at most ``limit``; expired leases among them. Raises ``ClockSkewed``."""
@@ -194,7 +176,7 @@ class Transitions:
             "lease_own": wire(legible(worker, 64)),
             **_lease_until(now_ms, lease_s, hint.item_id),
         }
-        values = {"ver": wire(hint.ver), "due_bound": wire(_due_bound(now_ms))}
+        values = {"ver": wire(hint.ver), "due_bound": wire(_due_bound(now_ms)), "now": wire(now_ms)}
         computes = (_VER, "#tries = #tries + :one", "#round = if_not_exists(#round, :zero)")
         answer = await self._update("claim_early" if early else "claim", hint, values, sets, computes=computes)
         if answer.item is None or _text(answer.item, "lease_tok") != token:
@@ -372,7 +354,7 @@ class Transitions:
         await self._leave("finish", claimed, {"now": wire(self._clocks.wall_ms())})
 
     async def edit(self, row: Row, raw: bytes, who: str, why: str) -> Row:
-        """Back to PARKED with other bytes, under the next rev; those of rev 0 stay. Takes a lease away.
+        """Back to PARKED with other bytes, under the next rev; the original stays. Takes a lease away from its holder.
 
         Raises ``RowChanged`` when the row is no longer as ``row`` shows it, ``ValueError`` after ``EDITS_MAX`` edits.
         """
@@ -380,7 +362,7 @@ class Transitions:
             raise ValueError(f"{row.item_id!r} was edited {EDITS_MAX} times: publish or discard it")
         now_ms = self._clocks.wall_ms()
         rev = row.event.rev + 1
-        body = await self._write_body(row, rev, raw, now_ms)
+        body = await self._bodies.write(row, rev, raw, now_ms * 1000)
         edit = Edit(rev, legible(who, 64), legible(why), now_ms, body)
         token = token_hex(8)
         sets = _new_round(row, now_ms, 0.0, who, "edited") | {
@@ -390,20 +372,20 @@ class Transitions:
             "deadline_at": wire(deadline_ms(row.event.reason, now_ms)),
         }
         answer = await self._update(
-            "edit", row, {"ver": wire(row.ver)}, sets, computes=_NEW_ROUND, removes=(*_EVIDENCE, *_END_OF_LEASE)
+            "edit", row, {"ver": wire(row.ver)}, sets, computes=_NEW_ROUND, removes=(*_EVIDENCE, "lease_tok", "lease_own")
         )
         if answer.item is None or _text(answer.item, "done_tok") != token:
-            await self._remove_bodies(row, [body])
+            await self._bodies.remove(row, [body])
             raise RowChanged(f"{row.item_id!r} was changed since it was read: look at it again")
         return read_row(answer.item)
 
     async def body(self, row: Row) -> bytes:
         """The bytes of the newest rev. Raises ``BodyMissing``."""
-        return await self._bytes_of(row, row.newest)
+        return await self._bodies.read(row, row.newest)
 
     async def original(self, row: Row) -> bytes:
         """The bytes as they were parked. Raises ``BodyMissing``."""
-        return await self._bytes_of(row, row.original)
+        return await self._bodies.read(row, row.original)
 
     def _failure(
         self, claimed: Claimed, error: RejectedEvent | str, reason: Reason | None, *, counts: bool, free: bool
@@ -423,7 +405,9 @@ class Transitions:
             sets |= {"reason": wire(reason), "gk": wire(group)}
         return sets
 
-    async def _end(self, transition: Transition, claimed: Claimed, sets: _Values, values: _Values | None = None) -> None:
+    async def _end(
+        self, transition: Transition, claimed: Claimed, sets: _Values, values: _Values | None = None
+    ) -> None:
         """A write that ends the lease, and leaves the token as the mark by which a repetition knows its own work."""
         compared = {"token": wire(claimed.token), "round": wire(claimed.round), **(values or {})}
         sets = {**sets, "done_tok": wire(claimed.token)}
@@ -440,7 +424,7 @@ class Transitions:
             if self._clocks.monotonic_s() >= claimed.lease_until_s:
                 raise LeaseLost(claimed, transition, gone=True)
             # Nobody else can have had it within our lease: our own deletion, whose answer was lost.
-        await self._remove_bodies(claimed, own_bodies(claimed))
+        await self._bodies.remove(claimed, own_bodies(claimed))
 
     async def _update(
         self,
@@ -463,65 +447,6 @@ class Transitions:
                 raise
             return _Answer(applied=False, item=error.response.get("Item"))
         return _Answer(applied=True, item=answer.get("Attributes"))
-
-    async def _bytes_of(self, row: Row, body: Body) -> bytes:
-        if body.sk is not None:
-            key = {"pk": wire(row.pk), "sk": wire(body.sk)}
-            reading: dict[str, Any] = {"TableName": self._table_name, "Key": key, "ConsistentRead": True}
-            answer = await self._table.call("get_item", self._budget(), **reading)
-            packed = answer["Item"]["raw"]["B"] if "Item" in answer else None
-        else:
-            packed = await self._object(body.object_key or "")
-        if packed is None:
-            raise BodyMissing(f"the body {body.sk or body.object_key!r} is missing")
-        if len(packed) > INLINE_BYTES_MAX:
-            return await asyncio.to_thread(_unpacked, packed, body)
-        return _unpacked(packed, body)
-
-    async def _object(self, object_key: str) -> bytes | None:
-        budget = self._budget()
-        for pause_s in pauses():
-            try:
-                answer = await self._bucket.call("get_object", budget, Bucket=self._bucket_name, Key=object_key)
-                async with answer["Body"] as stream:
-                    return bytes(await stream.read())
-            except ClientError as error:
-                if error.response["Error"]["Code"] != "NoSuchKey":
-                    raise
-                return None
-            except (ReadError, HTTPClientError, OSError) as error:  # cut in the middle
-                await self._bucket.back_off(pause_s, Trouble(f"{type(error).__name__}: {error}"), budget)
-        raise AssertionError("pauses have no end")
-
-    async def _write_body(self, row: Row, rev: int, raw: bytes, now_ms: int) -> Body:
-        """Under a key of its own, before the row names it."""
-        packed = await asyncio.to_thread(zstandard.compress, raw)
-        digest = sha256(raw).hexdigest()
-        nonce = token_hex(8)
-        if len(packed) > self._body_bytes_max:
-            name = object_key(row.event.entity, digest, nonce)
-            metadata = {"raw-sha256": digest}
-            await self._bucket.call(
-                "put_object", self._budget(), Bucket=self._bucket_name, Key=name, Body=packed, Metadata=metadata
-            )
-            return Body(sha=digest, object_key=name)
-        sk = body_key(replace(row.event, rev=rev), nonce)
-        item = {"pk": wire(row.pk), "sk": wire(sk), "raw": wire(packed), "at_us": wire(now_ms * 1000)}
-        await self._table.call("put_item", self._budget(), TableName=self._table_name, Item=item)
-        return Body(sha=digest, sk=sk)
-
-    async def _remove_bodies(self, row: Row, bodies: list[Body]) -> None:
-        """What no META names any more is harmless: one short try, and the collector of orphans has the rest."""
-        try:
-            budget = Budget(REMOVAL_S_MAX)
-            for body in bodies:
-                if body.sk is not None:
-                    key = {"pk": wire(row.pk), "sk": wire(body.sk)}
-                    await self._table.call("delete_item", budget, TableName=self._table_name, Key=key)
-                else:
-                    await self._bucket.call("delete_object", budget, Bucket=self._bucket_name, Key=body.object_key)
-        except ParkedUnavailable as error:
-            log.info("parked_orphans_left", count=len(bodies), error=str(error))
 
     def _compare_clocks(self, answer: dict[str, Any], before_ms: int) -> None:
         """``Date`` has whole seconds, and stands somewhere between the request and the answer."""
@@ -595,16 +520,6 @@ def _safe_s(lease_s: float) -> float:
 def _due_bound(now_ms: int) -> str:
     """``due < bound`` means ``due <= now``."""
     return f"{now_ms + 1:013d}"
-
-
-def _unpacked(packed: bytes, body: Body) -> bytes:
-    try:
-        raw = decompress(packed)
-    except (zstandard.ZstdError, ValueError) as error:
-        raise BodyMissing(f"the body {body.sk or body.object_key!r} can't be unpacked: {error}") from error
-    if sha256(raw).hexdigest() != body.sha:
-        raise BodyMissing(f"the body {body.sk or body.object_key!r} is not what was parked: its digest differs")
-    return raw
 
 
 def _key(place: Place) -> Item:

@@ -17,7 +17,7 @@ class Brake:
         self._in_a_row = 0
 
     def refusal(self, monotonic_s: float, invalid: list[bool]) -> str | None:
-        """Why the entity must pause before this page is parked, or ``None``. ``invalid``: a flag per event, in order."""
+        """Why the entity must pause before this page is parked, or ``None``; a flag per event, in order."""
         if (longest := self._longest_row(invalid)) >= self._rules.in_a_row_max:
             return f"{longest} invalid events in a row"
         window = [page for page in self._pages if monotonic_s - page[0] < self._rules.seconds]

@@ -110,8 +110,8 @@ async def test_an_event_of_unknown_outcome_is_parked_whatever_the_budget_and_say
 
 
 async def test_a_stop_while_events_wait_leaves_the_page_unfinished() -> None:
+    down = FakeKafka([UNAVAILABLE] * 9)
     with pytest.raises(Interrupted):
-        down = FakeKafka([UNAVAILABLE] * 9)
         await delivery(down, FakeParked(), outage_max=0, stop=ImpatientStop(2)).deliver(events(good(1)))
     with pytest.raises(Interrupted):
         await delivery(FakeKafka(), FakeParked(failures=9), stop=ImpatientStop(2)).deliver(events(bad(1)))

@@ -66,6 +66,15 @@ async def test_the_tail_of_a_long_chain_takes_few_requests() -> None:
     assert len(store.requests) - before <= 3  # floor, one page, the newest object's metadata
 
 
+@pytest.mark.parametrize("links", [999, 1000, 1001, 2001])
+async def test_the_tail_is_found_where_a_page_of_the_listing_ends(links: int) -> None:
+    store = MemoryStore()
+    for start in range(links):
+        store.objects[KEYS.link(CHAIN, start)] = _stored(*link(start, start))
+
+    assert (await Ledger(store, KEYS).tail(CHAIN)).next_start == links
+
+
 async def test_objects_below_the_floor_are_no_part_of_the_ledger() -> None:
     store = MemoryStore()
     ledger = await chain_of(store, [9, 19, 29])
