@@ -44,6 +44,9 @@ BUILD = _gauge("build_info", "1, labelled with the running version.", "service",
 LOOP_STALL_S = _histogram("loop_stall_seconds", "How late the event loop woke a timer.", _SECONDS)
 PROCESS = ProcessCollector(namespace="tidemark", registry=REGISTRY)
 
+# Whoever wakes parked events after a change of their contract
+WOKEN = _counter("parked_woken", "Held events that a new contract accepts, made due.", "entity", "reason")
+
 # The poller: shown = published + parked + repetitions + below_floor
 SHOWN = _counter("shown", "Rows that the source showed, repetitions included.", "entity")
 PUBLISHED = _counter("published", "Changes that Kafka acknowledged.", "entity")

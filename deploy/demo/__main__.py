@@ -40,6 +40,8 @@ def main() -> int:
     """0: everything adds up; 1: it doesn't; 2: options; 3: something didn't start or died; 130: interrupted."""
     began_s = time.monotonic()
     options = options_of(sys.argv[1:])
+    # A shell starts what runs in its background with SIGINT ignored; the others below would then be ignored too.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     for number in (signal.SIGTERM, signal.SIGHUP):
         # Ends like Ctrl-C: services drain before the stack goes.
         signal.signal(number, lambda *_: signal.raise_signal(signal.SIGINT))

@@ -8,12 +8,13 @@ import asyncpg
 import msgspec
 import zstandard
 from msgspec import Meta, Struct
+from msgspec.structs import replace
 
 from deploy.demo.balance import Books, ParkedItem, RawRow, Truth
 from shared.aws import open_client
 from shared.checkpoints.postgres import Checkpoints
 from shared.checkpoints.settings import PostgresSettings
-from shared.entities import Entities, Entity
+from shared.entities import Entities, Entity, Namespace
 from shared.events.identity import Identifier, event_id
 from shared.events.model import Reason
 from shared.kafka.admin import KafkaAdmin
@@ -57,14 +58,13 @@ class Stores:
         self.kafka = kafka
 
     @classmethod
-    async def open(cls, settings: StoreSettings, bank_dsn: str, space: str, stack: AsyncExitStack) -> "Stores":
-        """``space``: the schema in Postgres."""
+    async def open(cls, settings: StoreSettings, bank_dsn: str, space: Namespace, stack: AsyncExitStack) -> "Stores":
         bank = await asyncpg.connect(bank_dsn)
         stack.push_async_callback(bank.close)
         return cls(
             bank,
-            await Checkpoints.open(settings.postgres, stack, schema=space),
-            await ParkedStore.open(settings.parked, stack),
+            await Checkpoints.open(settings.postgres, stack, schema=space.postgres_schema()),
+            await ParkedStore.open(replace(settings.parked, table=space.table(settings.parked.table)), stack),
             S3Store(await open_client("s3", stack, read_timeout_s=30), settings.raw_bucket),
             await KafkaAdmin.open(settings.kafka, stack),
         )

@@ -148,8 +148,7 @@ class Demo:
         # Clients of AWS read their own environment.
         os.environ.update({name: value for name, value in self._settings.items() if name.startswith("AWS_")})
         settings = load_config(StoreSettings, self._settings)
-        space = self.entities.namespace.postgres_schema()
-        return await Stores.open(settings, self._bank["BANK_DSN"], space, resources)
+        return await Stores.open(settings, self._bank["BANK_DSN"], self.entities.namespace, resources)
 
     def _end_services(self) -> bool:
         """Poller and sink drain and end. True: both with exit code 0."""

@@ -38,8 +38,8 @@ ALWAYS_TRIED = frozenset({Reason.KAFKA_UNAVAILABLE, Reason.KAFKA_UNKNOWN, Reason
 
 _FRAME = 5  # bytes before the Avro body
 _OPS: dict[bytes, Literal["u", "d"]] = {b"u": "u", b"d": "d"}
-# The names of ``shared.kafka.records``, which this package does not import; a test holds them together.
-_HEADERS = ("tm-event-id", "tm-seq", "tm-op")
+# As in ``shared.kafka.records``, which this package does not import; a test holds them together.
+HEADER_SEQ, HEADER_OP = "tm-seq", "tm-op"
 
 
 class Retriable(Struct, frozen=True):
@@ -91,8 +91,8 @@ class Analyst:
         self.contract = contract
         self.fingerprint = contract_fingerprint(contract, repairs)
         self.version = version
+        self.repairs = tuple(repairs)
         self._rules = rules
-        self._repairs = tuple(repairs)
         self._future_us_max = future_us_max
         self._schemas = dict(schemas or {})
         self._readers: dict[int, RowReader | None] = {}
@@ -111,7 +111,7 @@ class Analyst:
             return self._retriable(event, fit, event.raw, ())
         if not self._may_be_repaired(event.raw, fit):
             return self._not_yet(fit)
-        outcome = repair(event.raw, fit, self._repairs, self._judge)
+        outcome = repair(event.raw, fit, self.repairs, self._judge)
         if isinstance(outcome, RejectedEvent):
             return self._not_yet(outcome)
         repaired, fit = outcome
@@ -151,7 +151,7 @@ class Analyst:
 
     def _may_be_repaired(self, raw: bytes, refusal: RejectedEvent) -> bool:
         """Where a name stands twice, a repair would choose between its values."""
-        if not self._repairs or refusal.reason is not Reason.INVALID:
+        if not self.repairs or refusal.reason is not Reason.INVALID:
             return False
         try:
             return not repeats_a_name(raw)
@@ -163,16 +163,17 @@ class Analyst:
 
     def _decoded(self, event: ParkedEvent, position: KafkaPosition) -> Retriable | NotYet:
         headers = dict(position.headers)
-        op = _OPS.get(headers.get("tm-op", b""))
-        if op is None or not event.event_id or not headers.get("tm-seq") or event.key is None:
+        op = _OPS.get(headers.get(HEADER_OP, b""))
+        key = None if event.key is None or position.key is None else position.key.decode()
+        if op is None or key is None or not event.event_id or not headers.get(HEADER_SEQ):
             return self._undecodable("the record has no readable key or tm- headers: it was not written by Tidemark")
         if len(event.raw) < _FRAME or event.raw[0] != 0:
             return self._undecodable("the record's value has no schema id")
         body = event.raw[_FRAME:]
         for schema_id in self._versions_for(int.from_bytes(event.raw[1:_FRAME], "big")):
-            if self._fits(schema_id, body, event.key):
+            if self._fits(schema_id, body, key):
                 value = b"\x00" + schema_id.to_bytes(4, "big") + body
-                return Retriable(event.key, value, op, event.raw, event.rev)
+                return Retriable(key, value, op, event.raw, event.rev)
         return self._undecodable("no registered schema version decodes it to a row of the record's key")
 
     def _undecodable(self, detail: str) -> NotYet:

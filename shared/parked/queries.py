@@ -87,19 +87,8 @@ class Queries:
             start = {"ExclusiveStartKey": answer["LastEvaluatedKey"]}
 
     async def _find_in(self, partition: str, wanted: ParkedFilter, limit: int, after: str | None) -> list[Item]:
-        low = max(after or "", group_bound(wanted.since_us or 0))
-        high = group_bound(wanted.until_us) if wanted.until_us is not None else ":"  # ':' follows the digits
-        values: dict[str, Any] = {":gk": {"S": partition}, ":low": {"S": low}, ":high": {"S": high}}
-        filters = {"st": wanted.state, "owner": wanted.owner, "path": wanted.path}
-        given = {name: value for name, value in filters.items() if value is not None}
-        extra: dict[str, Any] = {}
-        if given:
-            extra["FilterExpression"] = " AND ".join(f"#{name} = :{name}" for name in given)
-            extra["ExpressionAttributeNames"] = {f"#{name}": name for name in given}
-            values |= {f":{name}": {"S": str(value)} for name, value in given.items()}
-        query = self._query("grp", "gk = :gk AND gs BETWEEN :low AND :high", values, Limit=limit + 1, **extra)
-        found = await self._gather(query, limit, skip=after)
-        return [item for item in found if wanted.until_us is None or _place(item) < high]
+        query = group_query(self._table_name, partition, wanted, after)
+        return await self._gather({**query, "Limit": limit + 1}, limit, skip=after)
 
     async def _gather(self, query: dict[str, Any], limit: int, skip: str | None) -> list[Item]:
         """At most ``limit`` items; pages may come empty because filters apply after the read."""
@@ -173,6 +162,26 @@ class Queries:
             "ExpressionAttributeValues": values,
             **more,
         }
+
+
+def group_query(table: str, partition: str, wanted: ParkedFilter, after: str | None = None) -> dict[str, Any]:
+    """One partition of the index ``grp``, in order of first parking, from ``after`` (inclusive) on."""
+    low = max(after or "", group_bound(wanted.since_us or 0))
+    high = group_bound(wanted.until_us) if wanted.until_us is not None else ":"  # ':' follows the digits; no item is it
+    values: dict[str, Any] = {":gk": {"S": partition}, ":low": {"S": low}, ":high": {"S": high}}
+    query: dict[str, Any] = {
+        "TableName": table,
+        "IndexName": "grp",
+        "KeyConditionExpression": "gk = :gk AND gs BETWEEN :low AND :high",
+        "ExpressionAttributeValues": values,
+    }
+    filters = {"st": wanted.state, "owner": wanted.owner, "path": wanted.path}
+    given = {name: value for name, value in filters.items() if value is not None}
+    if given:
+        query["FilterExpression"] = " AND ".join(f"#{name} = :{name}" for name in given)
+        query["ExpressionAttributeNames"] = {f"#{name}": name for name in given}
+        values |= {f":{name}": {"S": str(value)} for name, value in given.items()}
+    return query
 
 
 def _place(item: Item) -> str:

@@ -136,8 +136,8 @@ class Reading:
         state = _learned(state, seen_here)
         _check_not_behind(request, seen_here, state.longest_answer_rows, self._granularity_us)
         bounds = self._bounds(request, state, clocks)
-        # A page that an unclean stop left unrecorded lies within reach of the lookback: not all of the cap's hour again.
-        doubting = request.lane != "cap"
+        # The lookback covers what an unclean stop left unrecorded: the cap's hour, or a probe's, need not come again.
+        doubting = request.lane != "cap" and request.run.probe != "earlier"
         numbered = number(self._rules, self._seen, answer.sightings, shown_from_us, bounds, doubting=doubting)
         late_us = self._late(numbered)
         taken = step(request.run, seen_here, self._known(state))
