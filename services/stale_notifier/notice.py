@@ -147,19 +147,19 @@ def title(notice: Notice) -> str:
 def facts(notice: Notice) -> list[tuple[str, str]]:
     """Label and text of all that is known, in order of interest; absent facts are absent."""
     told = f" ({notice.told_count:,} when last told)" if notice.told_count is not None else ""
-    schema = legible(notice.subject or "")
-    if notice.versions:
-        schema += f", version{'s' if len(notice.versions) > 1 else ''} {', '.join(map(str, notice.versions[:20]))}"
+    numbers = ", ".join(map(str, notice.versions[:20]))
+    versions = f"version{'s' if len(notice.versions) > 1 else ''} {numbers}" if numbers else ""
+    is_kept = notice.delete_after_ms is not None and notice.kind is not Kind.RESOLVED
     pairs = [
         ("Entity", legible(notice.entity)),
         ("Events", f"{notice.count:,}{told}"),
         ("Reason", legible(notice.reason)),
         ("Path", legible(notice.path) or "(the whole event)"),
         ("Rule", legible(notice.rule)),
-        ("Schema", schema),
+        ("Schema", ", ".join(filter(None, (legible(notice.subject or ""), versions)))),
         ("First seen", moment(notice.first_seen_ms)),
         ("Last seen", moment(notice.last_seen_ms)),
-        ("Kept until", moment(notice.delete_after_ms) if notice.delete_after_ms is not None else ""),
+        ("Kept until", moment(notice.delete_after_ms or 0) if is_kept else ""),
         ("Owner", legible(notice.owner) + (f" ({legible(notice.contact)})" if notice.contact else "")),
         ("Evidence", legible(notice.evidence_uri, 1_000)),
         ("Evidence sha256", legible(notice.evidence_sha256)),
@@ -188,7 +188,8 @@ def text(notice: Notice) -> str:
     width = max(len(label) for label, _ in pairs)
     lines = [title(notice), "", *(f"{label + ':':<{width + 1}} {fact}" for label, fact in pairs)]
     if act := commands(notice):
-        lines += ["", "To act:", *(f"  {command}    # {what}" for command, what in act)]
+        width = max(len(command) for command, _ in act)
+        lines += ["", "To act:", *(f"  {command:<{width}}  # {what}" for command, what in act)]
     return "\n".join(lines) + "\n"
 
 

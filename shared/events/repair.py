@@ -157,9 +157,7 @@ def check_repairs(repairs: Sequence[RepairRule], rules: EventRules) -> list[tupl
     """(index of the rule, what is wrong and what to do), for each that can't be."""
     roles = {rules.updated_at: "updated_at", rules.event_id: "id", rules.version: "version"}
     roles |= dict.fromkeys(rules.key, "key")
-    found = [
-        (index, wrong) for index, rule in enumerate(repairs) if (wrong := _wrong_with(rule, roles)) is not None
-    ]
+    found = [(index, wrong) for index, rule in enumerate(repairs) if (wrong := _wrong_with(rule, roles)) is not None]
     if len(repairs) > RULES_MAX:
         found.append((RULES_MAX, f"more than {RULES_MAX} rules; correct the source, or the schema"))
     return found

@@ -85,8 +85,8 @@ class Analyst:
         schemas: Mapping[int, str] | None = None,
         version: int | None = None,
     ) -> None:
-        """``schemas``: schema id → Avro text of the subject's versions, oldest first; without them no undecodable record
-        is retriable. ``version``: the contract's schema version, as people know it.
+        """``schemas``: schema id → Avro text of the subject's versions, oldest first; without them no undecodable
+        record is retriable. ``version``: the contract's schema version, as people know it.
         """
         self.contract = contract
         self.fingerprint = contract_fingerprint(contract, repairs)
@@ -138,9 +138,7 @@ class Analyst:
         (verdict,) = self.contract.encode([sighting])
         return verdict if isinstance(verdict, RejectedEvent) else _Fit(sighting, verdict)
 
-    def _retriable(
-        self, event: ParkedEvent, fit: _Fit, raw: bytes, applied: tuple[Applied, ...]
-    ) -> Retriable | NotYet:
+    def _retriable(self, event: ParkedEvent, fit: _Fit, raw: bytes, applied: tuple[Applied, ...]) -> Retriable | NotYet:
         key = fit.sighting.key
         assert key is not None, "a contract accepts no event without a key"
         if event.key is not None and fit.sighting.key_hash != event.key_hash:
@@ -209,7 +207,7 @@ class Analyst:
 def contract_fingerprint(contract: Contract, repairs: Sequence[RepairRule]) -> str:
     """Schema, rules (both in the contract's own) and repair rules. Where there are none, the contract's own.
 
-    What the poller parks carries the contract's own: no repair was tried yet. So under an entity with repair rules it is
+    What the poller parks carries the contract's own: no repair was tried yet. So, where there are repair rules, it is
     woken once, tried, and remembered under this one.
     """
     return fingerprint_with(contract.fingerprint, repairs)

@@ -42,6 +42,7 @@ from shared.parked.items import (
 )
 from shared.parked.model import ParkedEvent, meta_key, partition_key
 from shared.parked.queries import ParkedFilter, ParkedPage, Queries
+from shared.parked.streaming import ParkedStreams
 from shared.parked.table import ParkedTableDiffers, definition, differences, is_active
 from shared.parked.transitions import Clocks, Transitions
 
@@ -149,6 +150,11 @@ class ParkedStore:
                 raise
         await self._bucket.call("create_bucket", budget, Bucket=self._settings.bucket, **place)
         return True
+
+    @property
+    def streams(self) -> ParkedStreams:
+        """All rows that fit a filter, however many, over the same client."""
+        return ParkedStreams(self._table, self._settings.table)
 
     @property
     def transitions(self) -> Transitions:

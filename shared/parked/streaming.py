@@ -10,12 +10,12 @@ from typing import Any, Protocol
 
 from msgspec import structs
 
+from shared.parked.bodies import BodyMissing
 from shared.parked.calls import Budget, Calls
 from shared.parked.items import ParkedRow, row_of
 from shared.parked.leases import Row
 from shared.parked.model import SHARDS, ParkedEvent, group_partition
 from shared.parked.queries import READ_BUDGET_S, ParkedFilter, group_query
-from shared.parked.transitions import BodyMissing
 
 LOADS_IN_FLIGHT = 8  # bodies held at once, at most
 

@@ -19,7 +19,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from typing import Literal, Protocol
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from shared import metrics
 from shared.events.model import Reason
@@ -138,9 +138,7 @@ class Waker:
             )
         return report
 
-    async def wake(
-        self, entity: str, analyst: Analyst, since_us: int = 0, stop: Wakes | None = None
-    ) -> WakeReport:
+    async def wake(self, entity: str, analyst: Analyst, since_us: int = 0, stop: Wakes | None = None) -> WakeReport:
         """One pass over the events first parked at or after ``since_us``. Raises ``ParkedUnavailable``."""
         report = WakeReport(entity, analyst.fingerprint)
         for reason in HELD_REASONS:
@@ -153,14 +151,13 @@ class Waker:
                     await self._wake_group(rows, analyst, report)
         report.complete = True
         if report.mismatched:
-            log.info("contract_wakes", entity=entity, schema_version=analyst.version, contract=analyst.fingerprint,
-                     mismatched=report.mismatched, tried=report.tried, woken=report.woken, left=report.left)  # fmt: skip
+            log.info("contract_wakes", **structs.asdict(report), schema_version=analyst.version)
         return report
 
     async def _wake_group(self, rows: list[ParkedRow], analyst: Analyst, report: WakeReport) -> None:
         """``rows``: of one page and one cause."""
         report.mismatched += len(rows)
-        sample, rest = rows, []
+        sample, rest = rows, list[ParkedRow]()
         if POLICIES[rows[0].reason].rechecks_s:
             sample, rest = _sampled(rows)
         passing = await self._passing(sample, analyst, report)

@@ -70,7 +70,7 @@ class HttpReceiver(HttpSource):
 
 @dataclass
 class MailScript:
-    """What a mail server says: to a command (or ``.``, the end of a mail, or ``connect``) something other than usual."""
+    """What a mail server says otherwise than usual: to a command, ``.`` (a mail's end) or ``connect``."""
 
     answers: dict[str, str] = field(default_factory=dict)
     offers: tuple[str, ...] = ("STARTTLS", "AUTH PLAIN")

@@ -80,11 +80,13 @@ class Bench:
 async def bench(stack: Any) -> AsyncIterator[Bench]:
     endpoint = stack.env["AWS_ENDPOINT_URL_DYNAMODB"]
     async with AsyncExitStack() as resources, DynamoProxy(endpoint) as proxy:
-        made = Bench(resources, proxy, endpoint, unique("parked_"))
+        table = unique("parked_")
+        made = Bench(resources, proxy, endpoint, table)
         assert await (await made.store()).ensure_table()
         yield made
         client = await open_client("dynamodb", resources)
-        await client.delete_table(TableName=made.settings.table)
+        for name in {table, made.settings.table}:
+            await client.delete_table(TableName=name)
 
 
 async def test_what_is_parked_is_counted_listed_and_shown_with_its_bytes(bench: Bench) -> None:

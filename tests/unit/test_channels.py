@@ -38,7 +38,7 @@ def sent(channel: str, told: Notice) -> Any:
         case "alertmanager":
             return alertmanager.alert(told, ALERTS, told.at_ms)
         case "smtp":
-            return smtp.mail(told, MAIL).as_string()
+            return smtp.mail(told, MAIL).as_bytes(policy=policy.default).decode("ascii")
     raise AssertionError(channel)
 
 
@@ -148,7 +148,7 @@ def test_another_id_time_or_body_has_another_signature() -> None:
 
 
 @pytest.mark.parametrize(
-    "secret", ["", "whsec_", "whsec_!!!", base64.b64encode(b"short").decode(), "é" * 40, SECRET + "="]
+    "secret", ["", "whsec_", "whsec_!!!", base64.b64encode(b"short").decode(), "é" * 40, SECRET + "!"]
 )
 def test_a_signing_secret_of_another_form_is_refused_unquoted(secret: str) -> None:
     with pytest.raises(ConfigError) as caught:

@@ -98,7 +98,7 @@ def test_all_kinds_of_channels_in_the_order_of_trying(tmp_path: Path) -> None:
         ("kind: slak, url_env: SLACK_URL", "kind: expected one of slack, webhook"),
         ("url_env: SLACK_URL", "kind: expected one of"),
         ("kind: slack", "expected one of 'url_env' (a variable's name) and 'url_file'"),
-        ("kind: slack, url: 'https://hooks.example/secret'", "unknown key 'url'; did you mean 'url_env'?"),
+        ("kind: slack, url: 'https://hooks.example/secret'", "unknown key 'url'"),
         ("kind: slack, url_env: NOT_SET", "the environment variable NOT_SET is not set"),
         ("kind: slack, url_env: SLACK_URL, url_file: key", "url: given twice; keep one"),
         ("kind: webhook, url: 'http://hook.example', secret_file: key", "url: http:// sends in the clear"),
@@ -120,14 +120,16 @@ def test_all_kinds_of_channels_in_the_order_of_trying(tmp_path: Path) -> None:
     ],
 )
 def test_a_wrong_channel_is_refused_in_words(tmp_path: Path, channel: str, says: str) -> None:
-    (found,) = channel_problems(tmp_path, channel)
+    found = channel_problems(tmp_path, channel)
 
-    assert found.startswith("o.yaml:4: ")
-    assert says in found
+    assert all(problem.startswith("o.yaml:4: ") for problem in found)
+    assert sum(says in problem for problem in found) == 1
+    assert "hooks.example/secret" not in "".join(found)
 
 
 def test_two_channels_of_one_kind_need_names(tmp_path: Path) -> None:
-    two = "owners:\n  ledger:\n    channels:\n      - {kind: slack, url_env: SLACK_URL}\n      - {kind: slack, url_env: PD_KEY%s}\n"
+    slack = "      - {kind: slack, url_env: SLACK_URL%s}\n"
+    two = f"owners:\n  ledger:\n    channels:\n{slack % ''}{slack}"
 
     assert problems_of(tmp_path, two % "") == ["o.yaml:5: a second channel 'slack'; give it a 'name'"]
     owner = loaded(tmp_path, two % ", name: slack-ops").owners["ledger"]

@@ -103,7 +103,7 @@ def _stands_at_a_tick_larger_than_an_answer(poller: Poller) -> bool:
     per_stamp = Counter(write.stamp_us for write in writes)
     if cap is None or max(per_stamp.values()) < cap:
         return False
-    return poller.pause is not None or all(write.stamp_us <= poller.committed.cursor_us for write in writes)
+    return poller.pause is not None or max(per_stamp) <= (poller.committed.newest_us or 0)
 
 
 MANNERS: list[tuple[Manner, Order, bool, int | None]] = [

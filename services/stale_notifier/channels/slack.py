@@ -59,7 +59,7 @@ def message(notice: Notice) -> dict[str, Any]:
             "type": "header",
             "text": {"type": "plain_text", "text": cut(title(notice), HEADER_CHARS_MAX), "emoji": False},
         },
-        _section("\n".join(f"*{escape(label)}:* {_shown(fact)}" for label, fact in facts(notice))),
+        _section("\n".join(f"*{escape(_unquoted(label))}:* {_shown(fact)}" for label, fact in facts(notice))),
     ]
     if act := commands(notice):
         blocks.append(_section("\n".join(f"{escape(what)}: {_code(command)}" for command, what in act)))
@@ -89,4 +89,8 @@ def _shown(fact: str) -> str:
 
 def _code(text: str) -> str:
     """Code shows ``*`` and ``_`` as they are."""
-    return f"`{escape(text.replace('`', chr(0x2CB)))}`"
+    return f"`{escape(_unquoted(text))}`"
+
+
+def _unquoted(text: str) -> str:
+    return text.replace("`", "\N{MODIFIER LETTER GRAVE ACCENT}")
