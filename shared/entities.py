@@ -341,8 +341,7 @@ class _Folder:
                 self._sort_in(root)
         sources = {name: self._source(name, node) for name, node in sorted(self._sections["sources"].items())}
         owners = {
-            name: read_owner(name, node, self._environ, self._problems)
-            for name, node in sorted(self._sections["owners"].items())
+            name: read_owner(name, node, self._problems) for name, node in sorted(self._sections["owners"].items())
         }
         default = self._default(owners)
         entities = {

@@ -5,6 +5,7 @@ import re
 import sys
 from collections import OrderedDict
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, Literal, TextIO, cast
 
 import structlog
@@ -56,8 +57,9 @@ def configure(
     stream: TextIO | None = None,
 ) -> None:
     """Set up structlog and the libraries' standard logging, to stdout unless told. JSON, on a terminal text."""
-    stream = stream or sys.stdout
-    text = format == "text" or (format == "auto" and stream.isatty())
+    chosen = stream or sys.stdout
+    text = format == "text" or (format == "auto" and chosen.isatty())
+    stream = cast(TextIO, _Unbreakable(chosen))
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
@@ -76,6 +78,22 @@ def configure(
         cache_logger_on_first_use=False,
     )
     _route_libraries(level, stream, shared, ending)
+
+
+class _Unbreakable:
+    """Drops what can't be written (a closed stdout, a full disk): a log line must never stop the work it tells of."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with suppress(OSError, ValueError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError, ValueError):
+            self._stream.flush()
 
 
 def get_logger(name: str) -> structlog.typing.FilteringBoundLogger:

@@ -22,6 +22,7 @@ PAGE_OUTCOMES = ("committed", "empty", "refetched", "failed")
 SOURCE_ERRORS = ("source_unavailable", "source_rate_limited", "source_auth", "source_malformed", "source_cursor")
 CUTS = ("bytes", "records", "clock", "revoked", "stop")
 REBUILD_CAUSES = ("deadline", "fatal")
+RETRY_OUTCOMES = ("published", "again", "hold", "stale", "given_back", "lease_lost", "failed")
 
 _SECONDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _LATENESS_S = (0.01, 0.1, 1, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
@@ -75,7 +76,17 @@ PUBLISH_S = _histogram("publish_seconds", "Time until the last acknowledgement o
 
 # DynamoDB
 DYNAMO_THROTTLES = _counter("dynamo_throttle", "Requests that DynamoDB throttled.", "index", "reason")
+
+# The retrier
 PARKED_ITEMS = _gauge("parked_items", "Items in the parked table (exact count).", "entity", "reason", "state")
+PARKED_OLDEST = _gauge(
+    "parked_oldest_timestamp_seconds", "When the oldest of them was first parked; absent: none.", "entity", "reason"
+)
+PARKED_COUNTED = _gauge("parked_counted_timestamp_seconds", "When the parked items were last counted.")
+RETRIES = _counter("retries", "Parked events taken up again, by what became of them.", "entity", "outcome")
+REPAIRED = _counter("repaired", "Parked events changed by a repair rule, the original kept.", "entity")
+REDRIVE_LIMIT = _gauge("redrive_limit_per_second", "Records that the re-drive may publish in a second, now.")
+PACED = _counter("redrive_paced", "Waits of the re-drive for its share of the publishing.")
 
 # The sink
 CONSUMED = _counter("sink_consumed", "Records taken from Kafka.", "topic")
@@ -132,6 +143,14 @@ def expect_topics(topics: Iterable[str]) -> None:
             metric.labels(topic)
         for cut in CUTS:
             RAW_OBJECTS.labels(topic, cut)
+
+
+def expect_retries(entities: Iterable[str]) -> None:
+    """Make the retrier's series of these entities, at zero; ``unknown`` stands for all that are not configured."""
+    for entity in (*entities, "unknown"):
+        REPAIRED.labels(entity)
+        for outcome in RETRY_OUTCOMES:
+            RETRIES.labels(entity, outcome)
 
 
 def exposition() -> bytes:

@@ -10,7 +10,8 @@
     default_owner: ledger
 
 The order is that of trying: the next one when the one before has failed or refused. Secrets (and addresses that are
-secrets, as Slack's) are never values: ``…_env`` names a variable, ``…_file`` a file.
+secrets, as Slack's) are never values: ``…_env`` names a variable, ``…_file`` a file. They are not looked at here: every
+service reads this folder, and only the notifier is given them.
 """
 
 import os
@@ -23,7 +24,7 @@ from urllib.parse import urlsplit
 from msgspec import Meta, Struct, structs
 
 from shared import logs
-from shared.config import ConfigError, guess, read_secret, unreadable
+from shared.config import ConfigError, guess, read_secret
 from shared.located_yaml import Located, Problems, read_form
 
 CHANNELS_MAX = 10
@@ -213,8 +214,8 @@ _SECRETS = {"slack": ("url",), "webhook": ("secret",), "pagerduty": ("key",)}
 """Secrets that a kind can't do without."""
 
 
-def read_owner(name: str, node: Located, environ: Mapping[str, str] | None, problems: Problems) -> Owner | None:
-    """One owner of the folder; ``None`` with problems added. ``environ`` None: variables are not looked at."""
+def read_owner(name: str, node: Located, problems: Problems) -> Owner | None:
+    """One owner of the folder; ``None`` with problems added."""
     if node.value is None:
         return Owner(name=name)
     before = len(problems)
@@ -225,7 +226,7 @@ def read_owner(name: str, node: Located, environ: Mapping[str, str] | None, prob
     assert isinstance(written, list)
     channels: list[AnyChannelSettings] = []
     for item in written:
-        channel = _Channel(item, environ, problems).read()
+        channel = _Channel(item, problems).read()
         if channel is None:
             continue
         if any(other.name == channel.name for other in channels):
@@ -239,9 +240,8 @@ def read_owner(name: str, node: Located, environ: Mapping[str, str] | None, prob
 class _Channel:
     """One reading of one channel; what is wrong is collected in ``problems``."""
 
-    def __init__(self, node: Located, environ: Mapping[str, str] | None, problems: Problems) -> None:
+    def __init__(self, node: Located, problems: Problems) -> None:
         self._node = node
-        self._environ = environ
         self._problems = problems
 
     def read(self) -> AnyChannelSettings | None:
@@ -271,7 +271,7 @@ class _Channel:
                 self._problems.add(self._node, f"expected one of '{key}_env' (a variable's name) and '{key}_file'")
         values["name"] = self._name(values.get("name", kind))
         if "ca_file" in values:
-            values["ca_file"] = self._readable("ca_file", values["ca_file"])
+            values["ca_file"] = self._beside("ca_file", values["ca_file"])
         self._check_networks(values.get("allow_addresses", ()))
         self._check_urls(form, values)
         self._check_mail(form, values)
@@ -284,20 +284,13 @@ class _Channel:
         if field in values:
             self._problems.add(self._node.find(key), f"{field}: given twice; keep one")
         elif where == "env":
-            if self._environ is not None and not self._environ.get(named):
-                self._problems.add(self._node.find(key), f"the environment variable {named} is not set")
             values[field] = Secret(env=named)
         else:
-            values[field] = Secret(file=self._readable(key, named))
+            values[field] = Secret(file=self._beside(key, named))
 
-    def _readable(self, key: str, path: str) -> str:
-        where = self._node.find(key)
-        whole = where.file.parent / path
-        try:
-            unreadable(whole)
-        except ValueError as error:
-            self._problems.add(where, str(error))
-        return str(whole)
+    def _beside(self, key: str, path: str) -> str:
+        """Paths are relative to the yaml file."""
+        return str(self._node.find(key).file.parent / path)
 
     def _name(self, name: str) -> str:
         if not _CHANNEL_NAME.fullmatch(name):

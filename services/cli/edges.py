@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack
 from functools import cached_property
 from typing import TYPE_CHECKING, TypeVar
 
-from msgspec import Struct, structs
+from msgspec import Struct
 
 from services.cli.outcome import DOWN, FINDING, USAGE
 from shared.config import ConfigError, load_config
@@ -89,8 +89,7 @@ class Edges:
         """The table's name has the namespace before it, as everywhere."""
         from shared.parked.store import ParkedSettings
 
-        settings = self._settings("PARKED", ParkedSettings)
-        return structs.replace(settings, table=self.namespace.table(settings.table))
+        return self._settings("PARKED", ParkedSettings).within(self.namespace)
 
     async def checkpoints(self) -> "Checkpoints":
         from shared.checkpoints.postgres import Checkpoints

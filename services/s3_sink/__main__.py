@@ -35,7 +35,7 @@ async def run(config: SinkConfig, entities: Entities, stop: lifecycle.Stop) -> N
     async with AsyncExitStack() as stack:
         registry = await Registry.open(config.registry, stack)
         schemas = SchemaCache(registry, config.cache_dir, scope=config.registry.url)
-        parked = await ParkedStore.open(config.parked, stack)
+        parked = await ParkedStore.open(config.parked.within(entities.namespace), stack)
         store = S3Store(await open_client("s3", stack), config.raw_bucket)
         admin = await KafkaAdmin.open(config.kafka, stack)
         group = entities.namespace.group(config.group)

@@ -136,12 +136,13 @@ def dedup_key(namespace: str, entity: str, reason: str, fingerprint: str) -> str
 
 def title(notice: Notice) -> str:
     """One line for a subject or a headline, at most ``SHORT_CHARS_MAX`` characters."""
-    where = f"{notice.reason} at {legible(notice.path, 80)}" if notice.path else notice.reason
+    entity, reason = legible(notice.entity, 100), legible(notice.reason, 40)
+    where = f"{reason} at {legible(notice.path, 80)}" if notice.path else reason
     if notice.kind is Kind.RESOLVED:
-        return cut(f"Resolved: {notice.entity}: no stale events left ({where})")
+        return cut(f"Resolved: {entity}: no stale events left ({where})")
     events = "1 stale event" if notice.count == 1 else f"{notice.count:,} stale events"
     prefix = {Kind.GROWN: "Growing: ", Kind.REPEAT: "Still open: ", Kind.ESCALATION: "Escalated: "}.get(notice.kind, "")
-    return cut(f"{prefix}{notice.entity}: {events} ({where})")
+    return cut(f"{prefix}{entity}: {events} ({where})")
 
 
 def facts(notice: Notice) -> list[tuple[str, str]]:

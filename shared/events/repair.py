@@ -118,12 +118,11 @@ def repair(
     applied: list[Applied] = []
     unused = list(rules)
     while refusal.reason is Reason.INVALID:
-        called = [rule for rule in unused if _is_called_by(rule, _steps(refusal.path))]
-        unused = [rule for rule in unused if rule not in called]
         before = len(applied)
-        for rule in called:
+        for rule in [rule for rule in unused if _is_called_by(rule, _steps(refusal.path))]:
             raw, times = apply(rule, raw)
             if times:
+                unused.remove(rule)
                 applied.append(Applied(rule.rule, rule.at, times))
         if len(applied) == before:
             break

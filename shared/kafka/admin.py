@@ -5,7 +5,7 @@ import random
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack, suppress
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
@@ -26,6 +26,7 @@ APPEAR_S = 10.0
 _RETRY_S = 0.1
 
 _EARLIEST, _LATEST = -2, -1
+_NOT_LEADER = 6
 _ALREADY_EXISTS = 36
 _T = TypeVar("_T")
 
@@ -154,13 +155,23 @@ class KafkaAdmin:
 
     async def _offsets(self, leader: int, topic: str, partitions: list[int], at: int) -> dict[int, int]:
         request = OffsetRequest(-1, 0, [(topic, [(partition, at) for partition in partitions])])
-        answer = await self._call(lambda admin: admin._client.send(leader, request))
+        answer = await self._led(leader, request)
         offsets = {}
         for partition, code, _timestamp, offset in answer.topics[0][1]:
             if code:
                 raise KafkaUnreachable(f"partition {partition} of {topic!r}: {for_code(code).__name__}")
             offsets[partition] = offset
         return offsets
+
+    async def _led(self, leader: int, request: OffsetRequest) -> Any:
+        """A broker that has just become a leader may not know it yet: asked again for a while."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + APPEAR_S
+        while True:
+            answer = await self._call(lambda admin: admin._client.send(leader, request))
+            if loop.time() >= until or not any(part[1] == _NOT_LEADER for part in answer.topics[0][1]):
+                return answer
+            await asyncio.sleep(_RETRY_S)
 
     async def _call(self, work: Callable[[AIOKafkaAdminClient], Awaitable[_T]]) -> _T:
         admin = await self._connected()

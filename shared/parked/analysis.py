@@ -9,8 +9,9 @@ bytes would be. What was decided at first sight does not move: event id, key and
 - *kafka_…*, *bug*: retriable, unless the contract has changed meanwhile and refuses the event.
 - *undecodable*: a record that lies on its topic already; the sink has read on, and no row stands for it. Re-driving it
   writes a new record: the same key, event id, ``seq`` and op, and the same Avro body under the id of the schema version
-  that it really decodes under: its own (after a fix of our reader), else the newest one that fits. Avro bytes do not
-  say what they are, so the decoded key must be the record's; a record without our headers is left to an operator.
+  that it really decodes under: its own (after a fix of our reader), else a newer one. Avro bytes do not say what they
+  are, so all of them must be used up, the decoded key must be the record's, and newer versions that fit must agree on
+  the row; else, and for a record without our headers, it is left to an operator.
 """
 
 from base64 import b64encode
@@ -23,7 +24,6 @@ from msgspec import Struct
 
 from shared.events.contract import Contract
 from shared.events.identity import Identifier, pointer
-from shared.events.judge import repeats_a_name
 from shared.events.model import EventRules, Reason, RejectedEvent, Sighting
 from shared.events.repair import Applied, RepairRule, fingerprint_with, repair
 from shared.events.rows import BadBody, RowReader
@@ -109,8 +109,7 @@ class Analyst:
         fit = self._judge(event.raw)
         if isinstance(fit, _Fit):
             return self._retriable(event, fit, event.raw, ())
-        if not self._may_be_repaired(event.raw, fit):
-            return self._not_yet(fit)
+        # INVALID says that the text is JSON, bounded, and no name stands twice; other refusals come back as they are.
         outcome = repair(event.raw, fit, self.repairs, self._judge)
         if isinstance(outcome, RejectedEvent):
             return self._not_yet(outcome)
@@ -147,15 +146,6 @@ class Analyst:
         op: Literal["u", "d"] = "d" if fit.sighting.is_delete else "u"
         return Retriable(key, fit.value, op, raw, event.rev + bool(applied), applied)
 
-    def _may_be_repaired(self, raw: bytes, refusal: RejectedEvent) -> bool:
-        """Where a name stands twice, a repair would choose between its values."""
-        if not self.repairs or refusal.reason is not Reason.INVALID:
-            return False
-        try:
-            return not repeats_a_name(raw)
-        except (ValueError, RecursionError):
-            return False
-
     def _not_yet(self, why: RejectedEvent, retry_at_us: int | None = None) -> NotYet:
         return NotYet(why.reason, why.path, why.detail, self.fingerprint, retry_at_us)
 
@@ -168,32 +158,37 @@ class Analyst:
         if len(event.raw) < _FRAME or event.raw[0] != 0:
             return self._undecodable("the record's value has no schema id")
         body = event.raw[_FRAME:]
-        for schema_id in self._versions_for(int.from_bytes(event.raw[1:_FRAME], "big")):
-            if self._fits(schema_id, body, key):
-                value = b"\x00" + schema_id.to_bytes(4, "big") + body
-                return Retriable(key, value, op, event.raw, event.rev)
-        return self._undecodable("no registered schema version decodes it to a row of the record's key")
+        schema_id = self._version_of(int.from_bytes(event.raw[1:_FRAME], "big"), body, key)
+        if schema_id is None:
+            return self._undecodable("no schema version decodes it, beyond doubt, to a row of the record's key")
+        return Retriable(key, b"\x00" + schema_id.to_bytes(4, "big") + body, op, event.raw, event.rev)
 
     def _undecodable(self, detail: str) -> NotYet:
         return NotYet(Reason.UNDECODABLE, "", detail, self._decoding)
 
-    def _versions_for(self, own_id: int) -> list[int]:
-        """Its own, then the newer ones, newest first; older ones would be a step back."""
+    def _version_of(self, own_id: int, body: bytes, key: str) -> int | None:
+        """Its own; else the newest one after it, if all that fit agree. Older ones would be a step back."""
         known = list(self._schemas)
-        newer = known[known.index(own_id) + 1 :] if own_id in self._schemas else known
-        own = [own_id] if own_id in self._schemas else []
-        return [*own, *reversed(newer)][:VERSIONS_TRIED_MAX]
+        if own_id in self._schemas:
+            if self._row(own_id, body, key) is not None:
+                return own_id
+            known = known[known.index(own_id) + 1 :]
+        newest_first = known[::-1][:VERSIONS_TRIED_MAX]
+        rows = {schema_id: row for schema_id in newest_first if (row := self._row(schema_id, body, key)) is not None}
+        fitting = list(rows)
+        return fitting[0] if fitting and all(row == rows[fitting[0]] for row in rows.values()) else None
 
-    def _fits(self, schema_id: int, body: bytes, key: str) -> bool:
+    def _row(self, schema_id: int, body: bytes, key: str) -> dict[str, Any] | None:
+        """What the body says under this schema; ``None``: it does not fit, or is another key's."""
         reader = self._reader(schema_id)
         if reader is None:
-            return False
+            return None
         try:
             row = reader.row(body)
         except BadBody:
-            return False
+            return None
         found = _key_text([row.get(name) for name in self._rules.key])
-        return found.casefold() == key.casefold()  # a uuid may be written either way
+        return row if found.casefold() == key.casefold() else None  # a uuid may be written either way
 
     def _reader(self, schema_id: int) -> RowReader | None:
         if schema_id not in self._readers:

@@ -56,8 +56,8 @@ class Bodies:
         if packed is None:
             raise BodyMissing(f"the body {_name(body)} is missing")
         if len(packed) > INLINE_BYTES_MAX:
-            return await asyncio.to_thread(_unpacked, packed, body)
-        return _unpacked(packed, body)
+            return await asyncio.to_thread(unpacked, packed, body)
+        return unpacked(packed, body)
 
     async def write(self, row: Row, rev: int, raw: bytes, at_us: int) -> Body:
         """Before the row names it."""
@@ -110,7 +110,8 @@ class Bodies:
         raise AssertionError("pauses have no end")
 
 
-def _unpacked(packed: bytes, body: Body) -> bytes:
+def unpacked(packed: bytes, body: Body) -> bytes:
+    """Raises ``BodyMissing``."""
     try:
         raw = decompress(packed)
     except (zstandard.ZstdError, ValueError) as error:

@@ -10,7 +10,7 @@ from shared.parked.analysis import Analyst, NotYet, Retriable
 from shared.parked.causes import cause_path
 from shared.parked.model import ParkedEvent
 from shared.parked.queries import ParkedFilter
-from shared.parked.streaming import ParkedStreams, Readable, loaded
+from shared.parked.streaming import ParkedRows
 
 CAUSES_MAX = 1_000
 """Kinds of refusal told apart; what comes beyond is counted under the path ``…``."""
@@ -47,17 +47,22 @@ class Tally(Struct):
 
 async def dry_run(
     wanted: ParkedFilter,
-    streams: ParkedStreams,
-    parked: Readable,
+    rows: ParkedRows,
     analyst: Analyst,
     now_us: int,
     progress: Callable[[Tally], None] = lambda tally: None,
 ) -> Tally:
-    """``wanted`` names one entity, the analyst's. Memory holds a page of the index and a handful of bodies.
+    """``wanted`` names one entity, the analyst's. Memory holds a page of the index and a chunk of events.
 
     Raises ``ParkedUnavailable``.
     """
-    return await count_passing(loaded(streams.rows(wanted), parked), analyst, now_us, progress)
+
+    async def chunks() -> AsyncIterator[Sequence[ParkedEvent | None]]:
+        async for page in rows.rows(wanted):
+            async for chunk in rows.events(page):
+                yield chunk
+
+    return await count_passing(chunks(), analyst, now_us, progress)
 
 
 async def count_passing(

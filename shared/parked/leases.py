@@ -128,7 +128,7 @@ def due_of(item: Item) -> Due:
 
 def read_row(item: Item) -> Row:
     """From a META. Attributes that parking doesn't write have their defaults."""
-    edits = tuple(_edit_of(part["M"]) for part in _list(item, "edits"))
+    edits = edits_of(item)
     return Row(
         pk=item["pk"]["S"],
         sk=item["sk"]["S"],
@@ -159,6 +159,10 @@ def read_row(item: Item) -> Row:
         done_token=_text(item, "done_tok"),
         stale_why=_text(item, "stale_why") or "",
     )
+
+
+def edits_of(item: Item) -> tuple[Edit, ...]:
+    return tuple(_edit_of(part["M"]) for part in _list(item, "edits"))
 
 
 def claimed_row(row: Row, token: str, lease_until_s: float) -> Claimed:

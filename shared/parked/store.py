@@ -11,8 +11,10 @@ from typing import Annotated, Any
 
 from botocore.exceptions import ClientError
 from msgspec import Meta, Struct
+from msgspec.structs import replace
 
 from shared.aws import open_client
+from shared.entities import Namespace
 from shared.events.model import Reason
 from shared.logs import get_logger
 from shared.parked.bodies import Bodies
@@ -62,6 +64,10 @@ class ParkedSettings(Struct, frozen=True, kw_only=True):
     calls_in_flight_max: Annotated[int, Meta(ge=1, le=64)] = 8
     body_bytes_max: Annotated[int, Meta(ge=1, le=380_000)] = 300_000
     """Compressed; a larger body goes to the bucket."""
+
+    def within(self, space: Namespace) -> "ParkedSettings":
+        """These settings with the table's name in the namespace."""
+        return replace(self, table=space.table(self.table))
 
 
 class ParkOutcome(Struct, frozen=True):
@@ -153,8 +159,8 @@ class ParkedStore:
 
     @property
     def streams(self) -> ParkedStreams:
-        """All rows that fit a filter, however many, over the same client."""
-        return ParkedStreams(self._table, self._settings.table)
+        """All rows that fit a filter, however many, over the same connections."""
+        return ParkedStreams(self._table, self._settings.table, self._bodies())
 
     @property
     def transitions(self) -> Transitions:
@@ -163,7 +169,11 @@ class ParkedStore:
 
     def transitions_by(self, clocks: Clocks) -> Transitions:
         settings = self._settings
-        bodies = Bodies(
+        return Transitions(self._table, settings.table, self._bodies(), budget_s=settings.budget_s, clocks=clocks)
+
+    def _bodies(self) -> Bodies:
+        settings = self._settings
+        return Bodies(
             self._table,
             self._bucket,
             settings.table,
@@ -171,7 +181,6 @@ class ParkedStore:
             budget_s=settings.budget_s,
             body_bytes_max=settings.body_bytes_max,
         )
-        return Transitions(self._table, settings.table, bodies, budget_s=settings.budget_s, clocks=clocks)
 
     async def answers(self) -> None:
         """One cheap call. Raises ``ParkedUnavailable``, also while the table is missing."""

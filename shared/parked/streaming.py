@@ -1,27 +1,40 @@
 """All parked items that fit a filter, however many: page by page from the index ``grp``, in bounded memory.
 
 A listing merges its shards to be in order, and so reads each page many times over; this reads every row once, shard
-after shard. Eventually consistent: what it shows is a hint, the table decides.
+after shard. Rows are eventually consistent, a hint; events are read from the table itself.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 from msgspec import structs
 
-from shared.parked.bodies import BodyMissing
-from shared.parked.calls import Budget, Calls
-from shared.parked.items import ParkedRow, row_of
-from shared.parked.leases import Row
+from shared.parked.bodies import Bodies, BodyMissing, unpacked
+from shared.parked.calls import Budget, Calls, Trouble, pauses
+from shared.parked.items import Item, ParkedRow, row_of
+from shared.parked.leases import Row, read_row
 from shared.parked.model import SHARDS, ParkedEvent, group_partition
 from shared.parked.queries import READ_BUDGET_S, ParkedFilter, group_query
 
-LOADS_IN_FLIGHT = 8  # bodies held at once, at most
+BATCH_KEYS = 100  # of BatchGetItem: the service's limit
+CHUNK_RAW_BYTES_MAX = 8 * 1024 * 1024  # of the events in hand; a single larger one is a chunk of its own
+
+_Key = tuple[str, str]
+
+
+class ParkedRows(Protocol):
+    """What reading all needs of ``ParkedStreams``."""
+
+    def rows(self, wanted: ParkedFilter) -> AsyncIterator[list[ParkedRow]]:
+        """Every row once, in pages. Raises ``ParkedUnavailable``."""
+
+    def events(self, rows: Sequence[ParkedRow]) -> AsyncIterator[list[ParkedEvent | None]]:
+        """In order, in chunks; ``None``: gone, or its body is. Raises ``ParkedUnavailable``."""
 
 
 class Readable(Protocol):
-    """What loading needs of ``Transitions``. Both raise ``ParkedUnavailable``."""
+    """What loading one event needs of ``Transitions``. Both raise ``ParkedUnavailable``."""
 
     async def look(self, row: ParkedRow, /) -> Row | None:
         """META, read consistently; ``None``: gone."""
@@ -31,9 +44,10 @@ class Readable(Protocol):
 
 
 class ParkedStreams:
-    def __init__(self, table: Calls, table_name: str) -> None:
+    def __init__(self, table: Calls, table_name: str, bodies: Bodies) -> None:
         self._table = table
         self._table_name = table_name
+        self._bodies = bodies
 
     async def rows(self, wanted: ParkedFilter) -> AsyncIterator[list[ParkedRow]]:
         """Pages of at most 1 MB as the index has it, none empty. Raises ``ParkedUnavailable``."""
@@ -43,6 +57,31 @@ class ParkedStreams:
                     query = group_query(self._table_name, group_partition(entity, reason, number), wanted)
                     async for page in self._pages(query):
                         yield page
+
+    async def events(self, rows: Sequence[ParkedRow]) -> AsyncIterator[list[ParkedEvent | None]]:
+        """Complete with the newest rev's bytes, in order, a hundred rows or 8 MB at a time; ``None``: gone, or its body
+        is. Read consistently, in batches. Raises ``ParkedUnavailable``.
+        """
+        for start in range(0, len(rows), BATCH_KEYS):
+            keys = [(row.pk, row.sk) for row in rows[start : start + BATCH_KEYS]]
+            metas = await self._read(keys)
+            for chunk in _chunks(metas.get(key) for key in keys):
+                yield await self._complete(chunk)
+
+    async def _complete(self, metas: list[Item | None]) -> list[ParkedEvent | None]:
+        rows = [None if item is None else read_row(item) for item in metas]
+        packed = await self._read(key for row in rows if row is not None and (key := _body_key(row)) is not None)
+        events = await asyncio.to_thread(lambda: [None if row is None else _event(row, packed) for row in rows])
+        for index, row in enumerate(rows):
+            if row is not None and row.newest.object_key is not None:
+                events[index] = await self._from_bucket(row)
+        return events
+
+    async def _from_bucket(self, row: Row) -> ParkedEvent | None:
+        try:
+            return structs.replace(row.event, raw=await self._bodies.read(row, row.newest))
+        except BodyMissing:
+            return None
 
     async def _pages(self, query: dict[str, Any]) -> AsyncIterator[list[ParkedRow]]:
         start: dict[str, Any] = {}
@@ -54,9 +93,25 @@ class ParkedStreams:
                 return
             start = {"ExclusiveStartKey": answer["LastEvaluatedKey"]}
 
+    async def _read(self, keys: Iterable[_Key]) -> dict[_Key, Item]:
+        """At most ``BATCH_KEYS``. What a batch leaves unread is asked for again."""
+        pending = [{"pk": {"S": pk}, "sk": {"S": sk}} for pk, sk in dict.fromkeys(keys)]
+        found: dict[_Key, Item] = {}
+        budget, waits = Budget(READ_BUDGET_S), pauses()
+        while pending:
+            request = {self._table_name: {"Keys": pending, "ConsistentRead": True}}
+            answer = await self._table.call("batch_get_item", budget, RequestItems=request)
+            items = answer["Responses"].get(self._table_name, [])
+            found |= {(item["pk"]["S"], item["sk"]["S"]): item for item in items}
+            pending = answer.get("UnprocessedKeys", {}).get(self._table_name, {}).get("Keys", [])
+            if pending and not items:  # not the 16 MB that one answer holds, but throttling
+                trouble = Trouble(f"table {self._table_name!r}: a batch was not read", self._table_name)
+                await self._table.back_off(next(waits), trouble, budget)
+        return found
+
 
 async def load(row: ParkedRow, parked: Readable) -> ParkedEvent | None:
-    """The event in full; ``None``: it is gone, or its body is. Raises ``ParkedUnavailable``."""
+    """One event in full; ``None``: it is gone, or its body is. Raises ``ParkedUnavailable``."""
     found = await parked.look(row)
     if found is None:
         return None
@@ -66,11 +121,31 @@ async def load(row: ParkedRow, parked: Readable) -> ParkedEvent | None:
         return None
 
 
-async def loaded(
-    pages: AsyncIterator[Sequence[ParkedRow]], parked: Readable
-) -> AsyncIterator[list[ParkedEvent | None]]:
-    """The events of these rows, ``LOADS_IN_FLIGHT`` at a time."""
-    async for page in pages:
-        for start in range(0, len(page), LOADS_IN_FLIGHT):
-            rows = page[start : start + LOADS_IN_FLIGHT]
-            yield list(await asyncio.gather(*(load(row, parked) for row in rows)))
+def _chunks(metas: Iterable[Item | None]) -> Iterator[list[Item | None]]:
+    """Cut so that their raw bytes fit in memory together."""
+    chunk: list[Item | None] = []
+    raw_bytes = 0
+    for item in metas:
+        own_bytes = 0 if item is None else int(item["raw_bytes"]["N"])
+        if chunk and raw_bytes + own_bytes > CHUNK_RAW_BYTES_MAX:
+            yield chunk
+            chunk, raw_bytes = [], 0
+        chunk.append(item)
+        raw_bytes += own_bytes
+    if chunk:
+        yield chunk
+
+
+def _event(row: Row, packed: dict[_Key, Item]) -> ParkedEvent | None:
+    body = packed.get((row.pk, row.newest.sk or ""))
+    if body is None:
+        return None
+    try:
+        return structs.replace(row.event, raw=unpacked(bytes(body["raw"]["B"]), row.newest))
+    except BodyMissing:
+        return None
+
+
+def _body_key(row: Row) -> _Key | None:
+    """``None``: the body lies in the bucket."""
+    return None if row.newest.sk is None else (row.pk, row.newest.sk)

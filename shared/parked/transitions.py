@@ -31,6 +31,7 @@ from shared.parked.leases import (
     Row,
     claimed_row,
     due_of,
+    edits_of,
     edits_wire,
     error_of,
     errors_wire,
@@ -330,7 +331,7 @@ class Transitions:
         """The evidence is written; the lease goes on. Raises ``LeaseLost``, ``NotAllowed``."""
         values = {"token": wire(claimed.token)}
         sets = {"arch_uri": wire(uri), "arch_sha": wire(sha)}
-        answer = await self._update("archived", claimed, values, sets, computes=(_VER,))
+        answer = await self._update("archived", claimed, values, sets)
         if not answer.applied or answer.item is None:
             raise _refusal("archived", claimed, answer.item)
         return _refreshed(claimed, answer.item, claimed.lease_until_s)
@@ -371,11 +372,10 @@ class Transitions:
         }
         removes = (*_EVIDENCE, "lease_tok", "lease_own")
         answer = await self._update("edit", row, {"ver": wire(row.ver)}, sets, computes=_NEW_ROUND, removes=removes)
-        changed = None if answer.item is None else read_row(answer.item)
-        if changed is None or all(there.body != body for there in changed.edits):
+        if answer.item is None or all(there.body != body for there in edits_of(answer.item)):
             # The body stays, an orphan: a write that is still on its way would name it.
             raise RowChanged(f"{row.item_id!r} was changed since it was read: look at it again")
-        return changed
+        return read_row(answer.item)
 
     async def body(self, row: Row) -> bytes:
         """The bytes of the newest rev. Raises ``BodyMissing``."""
@@ -416,13 +416,13 @@ class Transitions:
     async def _leave(self, transition: Transition, claimed: Claimed, values: _Values) -> None:
         request = delete_request(transition, _key(claimed), {"token": wire(claimed.token), **values})
         answer = await self._try("delete_item", request)
-        if not answer.applied:
-            if answer.item is not None:
-                raise _refusal(transition, claimed, answer.item)
-            if self._clocks.monotonic_s() >= claimed.lease_until_s:
-                raise LeaseLost(claimed, transition, gone=True)
-            # Nobody else can have had it within our lease: our own deletion, whose answer was lost.
+        if answer.item is not None and not answer.applied:
+            raise _refusal(transition, claimed, answer.item)
         await self._bodies.remove(claimed, own_bodies(claimed))
+        # Gone before we came: within our lease nobody else can have had it, so it was a deletion of ours, whose answer
+        # was lost. After the lease it can't be told whose it was.
+        if not answer.applied and self._clocks.monotonic_s() >= claimed.lease_until_s:
+            raise LeaseLost(claimed, transition, gone=True)
 
     async def _update(
         self,

@@ -16,7 +16,7 @@ Two wakers at once do no harm: a wake is conditional in the table, and happens o
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, Protocol
 
 from msgspec import Struct, structs
@@ -31,13 +31,14 @@ from shared.parked.items import ParkedRow
 from shared.parked.model import State
 from shared.parked.policy import POLICIES
 from shared.parked.queries import ParkedFilter
-from shared.parked.streaming import LOADS_IN_FLIGHT, Readable, load
+from shared.parked.streaming import ParkedRows, Readable, load
 from shared.retry import Wakes
 
 log = get_logger(__name__)
 
 HELD_REASONS = tuple(reason for reason in Reason if POLICIES[reason].state is State.HELD)
 SAMPLE = 10  # events per page and cause
+IN_FLIGHT = 8  # bodies held at once, or wakes under way
 SPREAD_S_MIN = 1.0
 SETTLE_US = 600_000_000
 FULL_EVERY_US = 6 * 3_600_000_000
@@ -51,11 +52,6 @@ class NoAnalyst(Exception):
 class AnalystSource(Protocol):
     async def current(self, entity: str) -> Analyst:
         """Under the newest contract. Raises ``NoAnalyst``."""
-
-
-class ParkedRows(Protocol):
-    def rows(self, wanted: ParkedFilter) -> AsyncIterator[list[ParkedRow]]:
-        """Every row once, in pages. Raises ``ParkedUnavailable``."""
 
 
 class Wakeable(Readable, Protocol):
@@ -223,4 +219,4 @@ def _verdict(passing: int, tried: int) -> Literal["none", "some", "all"]:
 
 
 def _chunks(rows: Sequence[ParkedRow]) -> Iterable[Sequence[ParkedRow]]:
-    return (rows[start : start + LOADS_IN_FLIGHT] for start in range(0, len(rows), LOADS_IN_FLIGHT))
+    return (rows[start : start + IN_FLIGHT] for start in range(0, len(rows), IN_FLIGHT))

@@ -12,7 +12,6 @@ from typing import Annotated
 
 import structlog
 from msgspec import Meta, Struct
-from msgspec.structs import replace
 
 from shared import aws, metrics
 from shared.checkpoints.archive import ArchiveUnavailable, S3SeenArchive
@@ -100,7 +99,7 @@ class Producer:
             settings,
             entities,
             await Publisher.open(settings.kafka, stack),
-            await ParkedStore.open(replace(settings.parked, table=space.table(settings.parked.table)), stack),
+            await ParkedStore.open(settings.parked.within(space), stack),
             await Checkpoints.open(settings.postgres, stack, schema=space.postgres_schema()),
             await Registry.open(settings.registry, stack),
             {name: await FeedClient.open(source, budgets, stack) for name, source in entities.sources.items()},

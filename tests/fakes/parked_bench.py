@@ -1,4 +1,4 @@
-"""A parked table for tests of its transitions: time by hand, answers that get lost, and one event loop for many tests."""
+"""A parked table for tests of its transitions: time by hand, lost answers, and one event loop for many tests."""
 
 import asyncio
 import os
@@ -8,6 +8,7 @@ from hashlib import sha256
 from typing import Any, Literal, TypeVar
 
 from botocore.exceptions import ReadTimeoutError
+from msgspec import Struct
 from msgspec.structs import replace
 
 from shared.aws import open_client
@@ -24,6 +25,11 @@ WRITES = frozenset({"update_item", "delete_item", "put_item"})
 Loss = Literal["", "request", "answer"]
 
 _T = TypeVar("_T")
+
+
+class RowPlace(Struct, frozen=True):
+    pk: str
+    sk: str
 
 
 class HandClock:
@@ -61,10 +67,11 @@ class LossyDynamo:
             lost, self.lose = self.lose, ""
             if lost == "request":
                 raise ReadTimeoutError(endpoint_url="http://lost")
-            answer = await method(**parameters)
-            if lost == "answer":
-                raise ReadTimeoutError(endpoint_url="http://lost")
-            return answer
+            try:
+                return await method(**parameters)
+            finally:
+                if lost == "answer":  # a refusal too
+                    raise ReadTimeoutError(endpoint_url="http://lost")
 
         return write
 
@@ -98,12 +105,18 @@ class ParkedBench:
         found: Item | None = answer.get("Item")
         return found
 
-    async def row(self, event: ParkedEvent) -> Row | None:
-        class At:
-            pk = partition_key(event)
-            sk = meta_key(event, event.rev)
+    async def items(self, events: list[ParkedEvent]) -> list[Item | None]:
+        keys = [{"pk": {"S": partition_key(event)}, "sk": {"S": meta_key(event, event.rev)}} for event in events]
+        request = {self.table: {"Keys": keys, "ConsistentRead": True}}
+        answer = await self.client.batch_get_item(RequestItems=request)
+        found = {item["sk"]["S"]: item for item in answer["Responses"][self.table]}
+        return [found.get(key["sk"]["S"]) for key in keys]
 
-        return await self.transitions.look(At())
+    async def row(self, event: ParkedEvent) -> Row | None:
+        return await self.transitions.look(self.place(event))
+
+    def place(self, event: ParkedEvent) -> "RowPlace":
+        return RowPlace(partition_key(event), meta_key(event, event.rev))
 
     async def tamper(self, row: Row, expression: str, **values: Any) -> None:
         """Change an item past all conditions."""
@@ -117,7 +130,7 @@ class ParkedBench:
             **more,
         )
 
-    async def items_of(self, row: Row, prefix: str) -> list[Item]:
+    async def items_of(self, row: "Row | RowPlace", prefix: str) -> list[Item]:
         """Of the row's partition: ``E#`` rows, ``B#`` bodies."""
         answer = await self.client.query(
             TableName=self.table,

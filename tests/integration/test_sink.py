@@ -165,7 +165,7 @@ async def world(stack: Stack, tmp_path: Path) -> AsyncIterator[World]:
             await made.admin.ensure_topic(entity.topic, partitions=PARTITIONS, replication=1)
         registry = await Registry.open(config.registry, resources)
         made.schema_id = await registry.register(entities.entities["accounts"].schema_subject, json.dumps(SCHEMA))
-        made.parked = await ParkedStore.open(config.parked, resources)
+        made.parked = await ParkedStore.open(config.parked.within(entities.namespace), resources)
         await made.parked.ensure_bucket()
         await made.parked.ensure_table()
         made.publisher = await Publisher.open(config.kafka, resources)

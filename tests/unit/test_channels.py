@@ -1,5 +1,6 @@
 """What each channel sends: golden payloads, its receiver's limits, and no value of any event."""
 
+import asyncio
 import base64
 import json
 from email import message_from_bytes, policy
@@ -8,14 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from botocore.exceptions import ClientError, EndpointConnectionError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.stale_notifier.channels import alertmanager, pagerduty, slack, smtp, sns, webhook
 from services.stale_notifier.channels.guard import AddressRefused, Guard
-from services.stale_notifier.notice import Kind, Notice
+from services.stale_notifier.disclosure import Disclosure
+from services.stale_notifier.notice import ChannelRefused, ChannelUnavailable, Kind, Notice
 from shared.config import ConfigError
-from shared.owners import AlertmanagerSettings, Secret, SmtpSettings
+from shared.events.contract import compile_contract
+from shared.events.identity import Identifier
+from shared.events.model import EventRules, RejectedEvent
+from shared.owners import AlertmanagerSettings, Secret, SmtpSettings, SnsSettings
 from tests.fakes.notices import NOTICE, notice
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -241,15 +247,85 @@ def test_nothing_that_a_field_is_called_becomes_a_header(path: str) -> None:
 
 # --- no value of any event
 
-CANARY = "canary-51ab"
+CANARY = "canary51ab"
+SCHEMA = json.dumps(
+    {
+        "type": "record",
+        "name": "account",
+        "fields": [
+            {"name": "id", "type": "long"},
+            {"name": "at", "type": "string"},
+            {"name": "balance", "type": ["null", "double"], "default": None},
+            {"name": "status", "type": {"type": "enum", "name": "status", "symbols": ["open", "shut"]}},
+            {"name": "limits", "type": {"type": "map", "values": "long"}, "default": {}},
+            {"name": "country", "type": "string", "public": True},
+        ],
+    }
+)
+GOOD = {"id": 1, "at": "2026-01-01T00:00:00Z", "status": "open", "country": "LU"}
 
 
-@pytest.mark.parametrize("channel", CHANNELS)
-def test_what_the_channel_sends_is_made_of_the_notice_alone(channel: str) -> None:
-    written = json.dumps(sent(channel, NOTICE), ensure_ascii=False)
+@pytest.mark.parametrize(
+    ("wrong", "path"),
+    [
+        ({"balance": CANARY}, "/balance"),
+        ({"balance": {CANARY: CANARY}}, "/balance"),
+        ({"status": CANARY}, "/status"),
+        ({"limits": {CANARY: CANARY}}, "/limits/*"),
+        ({"limits": {"a": CANARY}, "at": "2026-01-01T00:00:01Z"}, "/limits/*"),
+        ({"country": 5, "status": "open", "limits": {CANARY: 1}}, "/country"),
+    ],
+)
+def test_a_canary_in_a_refused_event_is_in_no_notice_of_any_channel(wrong: dict[str, Any], path: str) -> None:
+    rules = EventRules(entity="accounts", key=("id",), updated_at="at")
+    raw = json.dumps(GOOD | wrong).encode()
+    (refused,) = compile_contract(rules, SCHEMA, "s", 1).encode(Identifier(rules).identify([raw]))
+    assert isinstance(refused, RejectedEvent)
+    disclosure = Disclosure(SCHEMA)
 
-    assert CANARY not in written
-    assert "Sample" not in written
+    told = notice(path=disclosure.path(refused.path), rule=refused.detail, samples=disclosure.samples(raw))
+
+    assert told.path == path
+    assert CANARY in raw.decode()
+    for channel in CHANNELS:
+        assert CANARY not in json.dumps(sent(channel, told), ensure_ascii=False)
+
+
+# --- what SNS answers
+
+
+class RefusingSns:
+    """A client whose every call ends with this error, as botocore raises it."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    async def publish(self, **_parameters: Any) -> dict[str, Any]:
+        await asyncio.sleep(0)
+        raise self._error
+
+
+@pytest.mark.parametrize(
+    ("error", "permanent"),
+    [
+        (ClientError({"Error": {"Code": "NotFound"}}, "Publish"), True),
+        (ClientError({"Error": {"Code": "AuthorizationError"}}, "Publish"), True),
+        (ClientError({"Error": {"Code": "InvalidParameter"}}, "Publish"), False),
+        (ClientError({"Error": {"Code": "Throttling"}}, "Publish"), None),
+        (ClientError({"Error": {"Code": "InternalError"}}, "Publish"), None),
+        (ClientError({"Error": {"Code": "ExpiredToken"}}, "Publish"), None),
+        (ClientError({}, "Publish"), None),
+        (EndpointConnectionError(endpoint_url="https://sns.example"), None),
+        (TimeoutError(), None),
+    ],
+)
+async def test_only_what_sns_refuses_for_good_is_refused(error: Exception, permanent: bool | None) -> None:
+    channel = sns.Sns(SnsSettings(name="topic", topic_arn=TOPIC), RefusingSns(error))
+
+    with pytest.raises(ChannelUnavailable if permanent is None else ChannelRefused) as caught:
+        await channel.send(NOTICE)
+
+    assert getattr(caught.value, "permanent", None) is permanent
 
 
 # --- where nothing may be sent

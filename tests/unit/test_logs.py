@@ -1,5 +1,6 @@
 """Log lines are JSON with stable names, and hold neither secrets nor field values."""
 
+import io
 import json
 import logging
 from collections.abc import Iterator
@@ -131,3 +132,12 @@ def test_long_texts_are_cut(capsys: pytest.CaptureFixture[str]) -> None:
     logs.get_logger("x").info("long", text="a" * 100_000, items=list(range(100_000)))
 
     assert len(capsys.readouterr().out) < 10_000
+
+
+def test_a_closed_stdout_stops_nothing() -> None:
+    stream = io.StringIO()
+    logs.configure("test", format="json", stream=stream)
+    stream.close()
+
+    logs.get_logger("here").error("nobody_reads_this")
+    logging.getLogger("library").error("nor this")

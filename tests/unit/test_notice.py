@@ -109,7 +109,7 @@ def test_other_causes_and_namespaces_have_other_dedup_keys() -> None:
 @given(st.text(max_size=600), st.text(max_size=600))
 @settings(max_examples=50)
 def test_names_that_the_source_chose_can_neither_break_lines_nor_swell_the_notice(path: str, rule: str) -> None:
-    hostile = notice(path=path, rule=rule, entity=path, subject=rule)
+    hostile = notice(path=path, rule=rule, entity=f"e{path}", subject=rule)
 
     lines = text(hostile).splitlines()
 

@@ -29,7 +29,7 @@ class Alertmanager:
         """Raises ``ConfigError``."""
         if settings.secret is not None:
             settings.secret.read()
-        return cls(settings, await clients.poster(settings))
+        return cls(settings, await clients.poster(settings, settings.url))
 
     async def send(self, notice: Notice) -> Receipt:
         settings = self._settings

@@ -27,7 +27,7 @@ class PagerDuty:
     async def open(cls, settings: PagerDutySettings, clients: Clients) -> "PagerDuty":
         """Raises ``ConfigError``."""
         settings.key.read()
-        return cls(settings, await clients.poster(settings))
+        return cls(settings, await clients.poster(settings, settings.key))
 
     async def send(self, notice: Notice) -> Receipt:
         key = read_secret(self.name, self._settings.key)

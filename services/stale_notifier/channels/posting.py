@@ -57,17 +57,14 @@ class Post(Struct, frozen=True, kw_only=True):
 
 
 class Poster:
-    """POSTs of one channel, at its pace. Connections are shared with other channels of equal settings."""
+    """POSTs of one channel, at its pace. Connections are shared with channels of equal settings."""
 
-    def __init__(
-        self, settings: ChannelSettings, client: httpx.AsyncClient, guard: Guard, requests_per_s: float = 20
-    ) -> None:
+    def __init__(self, settings: ChannelSettings, client: httpx.AsyncClient, guard: Guard, budget: HostBudget) -> None:
         self._name = settings.name
         self._timeout_s = settings.timeout_s
         self._client = client
         self._guard = guard
-        self._budget = HostBudget(f"channel {settings.name}")
-        self._budget.allow(requests_per_s)
+        self._budget = budget
 
     async def post(self, post: Post) -> Answer:
         """Raises ``ChannelUnavailable`` or ``ChannelRefused``. Every wait inside has a bound."""
@@ -147,16 +144,22 @@ class Clients:
     def __init__(self, stack: AsyncExitStack) -> None:
         self._stack = stack
         self._by_trust: dict[tuple[str | None, tuple[str, ...], float], httpx.AsyncClient] = {}
+        self._budgets: dict[str | Secret, HostBudget] = {}
 
-    async def poster(self, settings: ChannelSettings, requests_per_s: float = 20) -> Poster:
-        """Closes with the stack. Raises ``ConfigError`` on a CA file that can't be used."""
+    async def poster(self, settings: ChannelSettings, receiver: str | Secret, requests_per_s: float = 20) -> Poster:
+        """Closes with the stack. Owners that name the same ``receiver`` share its pace and the rests that it asks for.
+
+        Raises ``ConfigError`` on a CA file that can't be used.
+        """
         guard = Guard(settings.allow_addresses)
         trust = (settings.ca_file, settings.allow_addresses, settings.timeout_s)
         client = self._by_trust.get(trust)
         if client is None:
             client = _client(settings, guard)
             self._by_trust[trust] = await self._stack.enter_async_context(client)
-        return Poster(settings, client, guard, requests_per_s)
+        budget = self._budgets.setdefault(receiver, HostBudget(f"channel {settings.name}"))
+        budget.allow(requests_per_s)
+        return Poster(settings, client, guard, budget)
 
 
 def read_url(name: str, url: str | Secret, plain_http: bool) -> str:

@@ -35,7 +35,7 @@ class Slack:
     async def open(cls, settings: SlackSettings, clients: Clients) -> "Slack":
         """Raises ``ConfigError``."""
         read_url(settings.name, settings.url, settings.plain_http)
-        return cls(settings, await clients.poster(settings, MESSAGES_PER_S))
+        return cls(settings, await clients.poster(settings, settings.url, MESSAGES_PER_S))
 
     async def send(self, notice: Notice) -> Receipt:
         try:

@@ -37,7 +37,7 @@ class Webhook:
         for secret in (settings.secret, settings.old_secret):
             if secret is not None:
                 signing_key(settings.name, secret.read())
-        return cls(settings, await clients.poster(settings))
+        return cls(settings, await clients.poster(settings, settings.url))
 
     async def send(self, notice: Notice) -> Receipt:
         url, keys = self._url_and_keys()

@@ -1,0 +1,106 @@
+"""The owner of each stale event is told, once per root cause; an event is deleted only after that, and after evidence.
+
+Three lanes side by side, so that none waits for another: *rows* are archived, marked as told, deleted after the grace;
+*groups* are told of, through channels that may hang; *gauges* are refreshed. Nothing is held in memory between turns.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol
+
+from services.stale_notifier.ports import Groups, StaleRows
+from shared import metrics
+from shared.logs import get_logger
+from shared.parked.calls import ParkedUnavailable
+from shared.parked.evidence import ArchiveUnavailable
+from shared.parked.groups import OpenGroup
+from shared.parked.leases import Due
+from shared.parked.model import SHARDS
+from shared.parked.transitions import ClockSkewed
+from shared.retry import backoff
+
+log = get_logger(__name__)
+
+PER_SHARD = 4  # rows of one turn
+GROUPS_AT_ONCE = 16
+
+
+class Stopping(Protocol):
+    @property
+    def is_set(self) -> bool: ...
+
+    async def wait(self, timeout_s: float | None = None) -> bool: ...
+
+
+class WorksRows(Protocol):
+    async def work(self, hints: Sequence[Due]) -> None: ...
+
+
+class WorksGroup(Protocol):
+    async def work(self, hint: OpenGroup) -> None: ...
+
+
+class Refreshes(Protocol):
+    async def refresh(self) -> None: ...
+
+
+class Notifier:
+    def __init__(
+        self,
+        queue: StaleRows,
+        groups: Groups,
+        rows: WorksRows,
+        teller: WorksGroup,
+        gauges: Refreshes,
+        *,
+        poll_s: float,
+        refresh_s: float,
+        clock_ms: Callable[[], int],
+        beat: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._queue, self._groups, self._rows, self._teller, self._gauges = queue, groups, rows, teller, gauges
+        self._poll_s, self._refresh_s, self._clock_ms, self._beat = poll_s, refresh_s, clock_ms, beat
+
+    async def run(self, stop: Stopping) -> None:
+        """Until ``stop``; each lane then finishes the turn that it is in."""
+        async with asyncio.TaskGroup() as lanes:
+            lanes.create_task(self._lane(self._turn_rows, self._poll_s, stop), name="rows")
+            lanes.create_task(self._lane(self._turn_groups, self._poll_s, stop), name="groups")
+            lanes.create_task(self._lane(self._turn_gauges, self._refresh_s, stop), name="gauges")
+
+    async def _turn_rows(self) -> bool:
+        """Evidence, receipt, deletion: each row by its own conditions."""
+        self._beat()
+        now_ms = self._clock_ms()
+        queues = (self._queue.due("n", shard, now_ms, PER_SHARD) for shard in range(SHARDS))
+        due = [row for rows in await asyncio.gather(*queues) for row in rows]
+        await self._rows.work(due)
+        return bool(due)
+
+    async def _turn_groups(self) -> bool:
+        """Notices. Channels may take long: a turn ends with its slowest one."""
+        now_ms = self._clock_ms()
+        queues = (self._groups.due(shard, now_ms, GROUPS_AT_ONCE) for shard in range(SHARDS))
+        due = [group for groups in await asyncio.gather(*queues) for group in groups]
+        due.sort(key=lambda group: group.due_ms)
+        await asyncio.gather(*(self._teller.work(group) for group in due[:GROUPS_AT_ONCE]))
+        return len(due) > GROUPS_AT_ONCE
+
+    async def _turn_gauges(self) -> bool:
+        await self._gauges.refresh()
+        return False
+
+    async def _lane(self, turn: Callable[[], Awaitable[bool]], pause_s: float, stop: Stopping) -> None:
+        """Turn after turn; what the world refuses now is tried again, ever more slowly."""
+        delays = backoff(1.0, 30.0)
+        while not stop.is_set:
+            try:
+                more = await turn()
+            except (ParkedUnavailable, ArchiveUnavailable, ClockSkewed) as error:
+                metrics.NOTIFIER_WAITS.labels(type(error).__name__).inc()
+                log.warning("notifier_waits", why=type(error).__name__, error=str(error))
+                await stop.wait(next(delays))
+                continue
+            delays = backoff(1.0, 30.0)
+            if not more:
+                await stop.wait(pause_s)

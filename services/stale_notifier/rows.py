@@ -1,0 +1,219 @@
+"""One batch of stale rows, a step further: evidence, then the group's receipt, then, after the grace, out of the table.
+
+The order is the promise. A row is marked as told only by a receipt of its group, and the store deletes none without
+evidence, receipt and a grace that is over. Death between any two lines repeats the step with equal keys.
+"""
+
+import asyncio
+import random
+import time
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from typing import Any, Literal, TypeVar
+
+from msgspec import Struct
+
+from services.stale_notifier.delivery import Owners
+from services.stale_notifier.disclosure import Disclosure
+from services.stale_notifier.grouping import Timing, joined, opened, row_wait_s
+from services.stale_notifier.notices import facts_of
+from services.stale_notifier.ports import Archives, Chains, Groups, StaleRows
+from shared import metrics
+from shared.logs import get_logger
+from shared.parked.bodies import BodyMissing
+from shared.parked.evidence import ArchiveUnavailable, EvidenceDamaged, Written
+from shared.parked.groups import Group, cause_of
+from shared.parked.leases import Claimed, Due, Receipt
+from shared.parked.model import State
+from shared.parked.transitions import BodyLost, LeaseLost, NotAllowed
+
+log = get_logger(__name__)
+
+JOINS_MAX = 32
+NEEDS_A_PERSON_S = 3600.0
+ARCHIVE_BACKOFF_S = (5.0, 600.0)
+
+Step = Literal["archive", "tell", "finish", "wait"]
+
+_T = TypeVar("_T")
+
+
+class RowLimits(Struct, frozen=True):
+    lease_s: float
+    grace_s: float
+
+
+def step_of(row: Claimed, now_ms: int) -> Step:
+    """What is next for a stale row."""
+    if row.arch_sha is None:
+        return "archive"
+    if not row.ntf:
+        return "tell"
+    return "finish" if row.grace_until_ms is not None and row.grace_until_ms <= now_ms else "wait"
+
+
+class Rows:
+    def __init__(
+        self,
+        rows: StaleRows,
+        archive: Archives,
+        chain: Chains,
+        groups: Groups,
+        owners: Owners,
+        disclosures: Callable[[str], Disclosure],
+        limits: RowLimits,
+        timing: Timing,
+        worker: str,
+        *,
+        clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+        monotonic_s: Callable[[], float] = time.monotonic,
+        random_unit: Callable[[], float] = random.random,
+    ) -> None:
+        self._rows, self._archive, self._chain, self._groups = rows, archive, chain, groups
+        self._owners, self._disclosures, self._limits, self._timing = owners, disclosures, limits, timing
+        self._worker, self._clock_ms, self._monotonic_s, self._unit = worker, clock_ms, monotonic_s, random_unit
+
+    async def work(self, hints: Sequence[Due]) -> None:
+        """Take each row that can be had one step further or more. Raises ``ArchiveUnavailable`` when nothing could be
+        archived, ``ParkedUnavailable``: then rows come due again after their leases."""
+        claimed = await _each(self._claim(hint) for hint in hints)
+        kept = await self._keep([row for row in claimed if row.arch_sha is None])
+        settled = [row for row in claimed if row.arch_sha is not None]
+        await _each(self._settle(row) for row in (*settled, *kept))
+
+    async def _claim(self, hint: Due) -> Claimed | None:
+        try:
+            claimed = await self._rows.claim(hint, self._worker, self._limits.lease_s)
+        except BodyLost as lost:
+            log.error("stale_body_lost", item=hint.item_id, entity=hint.entity, error=lost.detail)
+            return await self._leave(lost.claimed, NEEDS_A_PERSON_S, "body_lost")
+        if claimed is not None and claimed.state is not State.STALE:
+            return await self._leave(claimed, 0.0, "not_stale")
+        return claimed
+
+    async def _keep(self, rows: Sequence[Claimed]) -> list[Claimed]:
+        """Evidence, then its entry in the chain, then the mark on the row."""
+        found = await _each(self._write(row) for row in rows)
+        try:
+            await self._chain.append([written for _row, written in found])
+        except (ArchiveUnavailable, EvidenceDamaged) as error:
+            log.error("evidence_not_chained", count=len(found), error=str(error))
+            await _each(self._leave(row, self._archive_pause_s(row), "archive_unavailable") for row, _written in found)
+            raise ArchiveUnavailable(str(error)) from error
+        return await _each(self._mark(row, written) for row, written in found)
+
+    async def _write(self, row: Claimed) -> tuple[Claimed, Written] | None:
+        try:
+            original = await self._rows.original(row) if row.edits else None
+            written = await self._archive.keep(row, original)
+        except ArchiveUnavailable as error:
+            metrics.EVIDENCE.labels(row.event.entity, "unavailable").inc()
+            log.warning("archive_unavailable", item=row.item_id, error=str(error))
+            return await self._leave(row, self._archive_pause_s(row), "archive_unavailable")
+        except (EvidenceDamaged, BodyMissing) as error:
+            metrics.EVIDENCE.labels(row.event.entity, "refused").inc()
+            log.error("evidence_refused", item=row.item_id, entity=row.event.entity, error=str(error))
+            return await self._leave(row, NEEDS_A_PERSON_S, "evidence_refused")
+        metrics.EVIDENCE.labels(row.event.entity, "written").inc()
+        return row, written
+
+    async def _mark(self, row: Claimed, written: Written) -> Claimed | None:
+        return await self._leased(row, self._rows.archived(row, self._archive.uri(written.key), written.sha256))
+
+    async def _settle(self, row: Claimed) -> None:
+        match step_of(row, self._clock_ms()):
+            case "finish":
+                await self._finish(row)
+            case "wait":
+                due_s = ((row.grace_until_ms or 0) - self._clock_ms()) / 1000
+                await self._leave(row, max(1.0, due_s), "in_grace")
+            case _:
+                await self._tell(row)
+
+    async def _tell(self, row: Claimed) -> None:
+        group = await self._join(row)
+        told = None if group is None else group.receipt
+        if told is not None:
+            receipt = Receipt(told.channel, told.dedup_key, told.provider_id, told.at_ms)
+            if await self._leased(row, _done(self._rows.notified(row, receipt, self._limits.grace_s))):
+                metrics.STALE_NOTIFIED.labels(row.event.entity, row.event.reason.value).inc()
+            return
+        wait_s = 1.0 if group is None else row_wait_s(group, self._clock_ms(), self._unit())
+        await self._leave(row, wait_s, "waits_for_notice")
+
+    async def _join(self, row: Claimed) -> Group | None:
+        """The row's group as it stands after the row has come in. ``None``: others change it all the time."""
+        cause = cause_of(row.event)
+        owner = self._owners.owner_of(row.event.entity, row.event.owner)
+        for _ in range(JOINS_MAX):
+            group = await self._groups.get(owner, cause.id)
+            now_ms = self._clock_ms()
+            if group is None:
+                after = opened(owner, cause, self._facts(row), now_ms, self._timing)
+            else:
+                after = joined(group, self._facts(row), now_ms, self._timing)
+                if after is group:
+                    return group
+            if (swapped := await self._groups.swap(after)) is not None:
+                log.info("group_opened", owner=owner, group=cause.id, entity=cause.entity, reason=cause.reason.value,
+                         episode=swapped.episode)  # fmt: skip
+                return swapped
+        return None
+
+    def _facts(self, row: Claimed) -> bytes:
+        disclosure = self._disclosures(row.event.entity)
+        samples = {} if row.event.kafka is not None else disclosure.samples(row.event.raw)
+        return facts_of(row, disclosure.path(row.event.path), samples)
+
+    async def _finish(self, row: Claimed) -> None:
+        """Not without a look into the archive: what was lost there meanwhile must not go here too."""
+        assert row.arch_uri is not None and row.arch_sha is not None, "only archived rows are finished"
+        try:
+            is_there = await self._archive.holds(row.arch_uri, row.arch_sha)
+        except (ArchiveUnavailable, ValueError) as error:
+            log.warning("archive_unavailable", item=row.item_id, error=str(error))
+            await self._leave(row, self._archive_pause_s(row), "archive_unavailable")
+            return
+        if not is_there:
+            log.error("evidence_missing", item=row.item_id, uri=row.arch_uri, sha256=row.arch_sha,
+                      action="restore the object, or re-drive the event; it is kept until then")  # fmt: skip
+            await self._leave(row, NEEDS_A_PERSON_S, "evidence_missing")
+        elif await self._leased(row, _done(self._rows.finish(row))):
+            metrics.STALE_DELETED.labels(row.event.entity, row.event.reason.value).inc()
+            log.info("stale_event_left", item=row.item_id, entity=row.event.entity, uri=row.arch_uri)
+
+    async def _leave(self, row: Claimed, wait_s: float, why: str) -> None:
+        due_ms = self._clock_ms() + int(wait_s * 1000)
+        await self._leased(row, _done(self._rows.again(row, due_ms, why, counts=False)))
+
+    async def _leased(self, row: Claimed, transition: Coroutine[Any, Any, _T]) -> _T | None:
+        """``None``: it was not done, for the lease is over or the row was woken."""
+        if self._monotonic_s() >= row.lease_until_s:
+            transition.close()
+            metrics.NOTIFIER_LEASE_LOST.inc()
+            return None
+        try:
+            return await transition
+        except LeaseLost:
+            metrics.NOTIFIER_LEASE_LOST.inc()
+        except NotAllowed as refusal:
+            log.error("transition_refused", item=row.item_id, error=str(refusal))
+        return None
+
+    def _archive_pause_s(self, row: Claimed) -> float:
+        base_s, cap_s = ARCHIVE_BACKOFF_S
+        return (0.5 + self._unit() / 2) * min(cap_s, base_s * 2.0 ** min(row.tries_of_round, 16))
+
+
+async def _done(transition: Coroutine[Any, Any, None]) -> bool:
+    await transition
+    return True
+
+
+async def _each(calls: Iterable[Coroutine[Any, Any, _T | None]]) -> list[_T]:
+    """All at once, to their ends; then the first failure is raised, if any. What is ``None`` is left out."""
+    answers = await asyncio.gather(*calls, return_exceptions=True)
+    for answer in answers:
+        if isinstance(answer, BaseException):
+            raise answer
+    return [answer for answer in answers if answer is not None and not isinstance(answer, BaseException)]
+
