@@ -121,7 +121,7 @@ class Source(Struct, frozen=True, kw_only=True):
     since_format: TimeFormat = "iso8601"
     connect_timeout_s: float = 5.0
     read_timeout_s: float = 30.0
-    body_bytes_max: int = 64 * 1024 * 1024
+    body_bytes_max: int = 32 * 1024 * 1024
     requests_per_s: float = 50.0
     """Budget for the host, shared by all of its sources (the smallest counts)."""
     ca_file: str | None = None

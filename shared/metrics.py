@@ -4,7 +4,7 @@ Timestamps are exported, never ages: the reader subtracts. Rates see zeros becau
 at start. One process per registry; prometheus-client's multiprocess mode is never used.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 
 import prometheus_client
@@ -23,6 +23,8 @@ SOURCE_ERRORS = ("source_unavailable", "source_rate_limited", "source_auth", "so
 CUTS = ("bytes", "records", "clock", "revoked", "stop")
 REBUILD_CAUSES = ("deadline", "fatal")
 RETRY_OUTCOMES = ("published", "again", "hold", "stale", "given_back", "lease_lost", "failed")
+NOTICE_OUTCOMES = ("accepted", "unavailable", "refused")
+EVIDENCE_OUTCOMES = ("written", "unavailable", "refused")
 
 _SECONDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _LATENESS_S = (0.01, 0.1, 1, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
@@ -65,6 +67,7 @@ CLOCK_SKEW_S = _gauge("source_clock_skew_seconds", "The source's Date minus our 
 SOURCE_S = _histogram("source_request_seconds", "Time to a whole answer of the source.", _SECONDS, "source")
 LEASE_HELD = _gauge("lease_held", "1 while this process owns the entity.", "entity")
 LEASE_LOST = _counter("lease_lost", "Leases that another process took over (fenced).", "entity")
+ENTITY_WAITS = _gauge("entity_waits", "1 while schema or cursor can't be had; the log says why.", "entity")
 PAUSED = _gauge("paused", "1 while the entity is paused; an operator or a new schema version resumes it.", "entity")
 SEEN_BYTES = _gauge("seen_bytes", "Memory held for entries of rows already seen.", "entity")
 
@@ -105,6 +108,19 @@ PARTITION_WAITS = _gauge(
     "sink_partition_waits", "1 while the sink does not read on: schema, stopped.", "topic", "partition", "why"
 )
 
+# The notifier
+STALE_GROUPS = _gauge("stale_groups", "Groups of stale events that are not resolved.", "owner", "entity", "reason")
+OLDEST_UNNOTIFIED = _gauge(
+    "oldest_unnotified_timestamp_seconds", "Since when the oldest stale event waits for its notice; now: none does."
+)
+NOTICES = _counter("notices", "Notices given to a channel, by what it made of them.", "owner", "channel", "outcome")
+CHANNEL_DISABLED = _gauge("channel_disabled", "1 since the channel said that it is gone.", "owner", "channel")
+STALE_NOTIFIED = _counter("stale_notified", "Stale events of whose group the owner was told.", "entity", "reason")
+EVIDENCE = _counter("evidence", "Evidence objects, by what became of the attempt.", "entity", "outcome")
+STALE_DELETED = _counter("stale_deleted", "Stale events that left the table for the archive.", "entity", "reason")
+NOTIFIER_LEASE_LOST = _counter("notifier_lease_lost", "Stale events that were taken from us, or woken, meanwhile.")
+NOTIFIER_WAITS = _counter("notifier_waits", "Turns that an edge refused, and after which a lane waited.", "why")
+
 
 def started(service: str) -> None:
     """Set the build info: ``tidemark_build_info{service,version} 1``."""
@@ -121,7 +137,7 @@ def expect_entities(names: Iterable[str]) -> None:
         for metric in (SHOWN, PUBLISHED, PARKED_AGAIN, REPETITIONS, BELOW_FLOOR, LEASE_LOST):
             metric.labels(entity)
         LATENESS_S.labels(entity)
-        for gauge in (LEASE_HELD, PAUSED):
+        for gauge in (LEASE_HELD, PAUSED, ENTITY_WAITS):
             gauge.labels(entity).set(0)
         for reason in Reason:
             PARKED.labels(entity, reason.value)
@@ -151,6 +167,24 @@ def expect_retries(entities: Iterable[str]) -> None:
         REPAIRED.labels(entity)
         for outcome in RETRY_OUTCOMES:
             RETRIES.labels(entity, outcome)
+
+
+def show_groups(counts: Mapping[tuple[str, str, str], int]) -> None:
+    """Open groups by owner, entity and reason; those that are not there are none."""
+    STALE_GROUPS.clear()
+    for labels, count in counts.items():
+        STALE_GROUPS.labels(*labels).set(count)
+
+
+def expect_notices(entities: Iterable[str], channels: Iterable[tuple[str, str]]) -> None:
+    """Make the notifier's series of these entities, and of these owners' channels, at zero."""
+    for entity in entities:
+        for outcome in EVIDENCE_OUTCOMES:
+            EVIDENCE.labels(entity, outcome)
+    for owner, channel in channels:
+        CHANNEL_DISABLED.labels(owner, channel).set(0)
+        for outcome in NOTICE_OUTCOMES:
+            NOTICES.labels(owner, channel, outcome)
 
 
 def exposition() -> bytes:

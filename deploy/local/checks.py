@@ -70,7 +70,7 @@ def _all_steps() -> list[Step]:
         *_unit_steps(),
         Step("locks", _locks_are_in_step),
         Step("server tests", lambda: _pytest(*folders)),
-        Step("demo", lambda: (_shown([str(HERE / "demo"), "--plain"])[0] == 0, "")),
+        Step("demo", lambda: (_shown([str(HERE / "demo"), "--plain", "--seconds", "30"])[0] == 0, "")),
     ]
 
 

@@ -68,13 +68,7 @@ async def _command(arguments: argparse.Namespace, edges: edges_of.Edges, environ
             return await cursor.set_to(edges, arguments.entity, arguments.to, arguments.reason)
     from services.cli import parked
 
-    match arguments.action:
-        case "show":
-            return await parked.show(edges, arguments.event_id, with_raw=arguments.raw)
-        case "counts":
-            return await parked.counts(edges)
-    wanted = (arguments.entity, arguments.reason, arguments.state, arguments.limit, arguments.after)
-    return await parked.list_some(edges, *wanted)
+    return await parked.run(edges, arguments)
 
 
 def _failed(error: Exception, arguments: argparse.Namespace) -> int:
@@ -90,6 +84,8 @@ def _failed(error: Exception, arguments: argparse.Namespace) -> int:
 
 
 def _print(outcome: Outcome, *, as_json: bool) -> None:
+    if not as_json and not outcome.lines:  # it has printed what there was
+        return
     try:
         print(json.dumps(outcome.document, indent=2) if as_json else "\n".join(outcome.lines), flush=True)
     except BrokenPipeError:  # `tidemark parked list | head`

@@ -3,12 +3,15 @@
 Client libraries are imported here, inside the functions, so that ``validate`` and ``--help`` need none of them.
 """
 
+import time
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from functools import cached_property
-from typing import TYPE_CHECKING, TypeVar
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from services.cli.outcome import DOWN, FINDING, USAGE
 from shared.config import ConfigError, load_config
@@ -18,7 +21,12 @@ if TYPE_CHECKING:
     from services.cli.buckets import Buckets
     from shared.checkpoints.postgres import Checkpoints
     from shared.kafka.admin import KafkaAdmin
+    from shared.parked.audit import AuditTrail
+    from shared.parked.evidence import Archive
+    from shared.parked.jobs import JobStore
     from shared.parked.store import ParkedSettings, ParkedStore
+    from shared.parked.walk import Walk
+    from shared.producer.analysts import Analysts
     from shared.raw.s3 import S3Store
     from shared.registry.client import Registry
 
@@ -33,6 +41,22 @@ class KafkaTopics(Struct, frozen=True, kw_only=True):
     """``TIDEMARK_TOPIC_REPLICATION``: -1 takes the cluster's default."""
 
     replication: int = -1
+
+
+class ArchiveSettings(Struct, frozen=True, kw_only=True):
+    archive_bucket: Annotated[str, Meta(min_length=3)] = "tidemark-archive"
+
+
+class CacheSettings(Struct, frozen=True, kw_only=True):
+    cache_dir: Path | None = None
+
+
+class Desk(Struct, frozen=True):
+    """What an operator's work on parked events is read from and written to, over one connection to the table."""
+
+    walk: "Walk"
+    jobs: "JobStore"
+    audit: "AuditTrail"
 
 
 class Edges:
@@ -132,6 +156,51 @@ class Edges:
         assert isinstance(opened, ParkedStore)
         return opened
 
+    async def desk(self) -> Desk:
+        from shared.aws import open_client
+        from shared.parked.audit import AuditTrail
+        from shared.parked.calls import Calls, Lanes
+        from shared.parked.jobs import JobStore
+        from shared.parked.walk import Walk
+
+        if "desk" not in self._opened:
+            table = self.parked_settings.table
+            client = await open_client("dynamodb", self._stack, connections_max=10, read_timeout_s=5)
+            calls = Calls(client, table, Lanes(8))
+            self._opened["desk"] = Desk(
+                Walk(calls, table), JobStore(calls, table, clock_ms), AuditTrail(calls, table, clock_ms)
+            )
+        opened = self._opened["desk"]
+        assert isinstance(opened, Desk)
+        return opened
+
+    async def archive(self) -> "Archive":
+        from shared.parked.evidence import Archive
+
+        if "archive" not in self._opened:
+            bucket = load_config(ArchiveSettings, self._environ).archive_bucket
+            self._opened["archive"] = await Archive.open(bucket, self.namespace.prefix(""), self._stack)
+        opened = self._opened["archive"]
+        assert isinstance(opened, Archive)
+        return opened
+
+    async def analysts(self) -> "Analysts":
+        """By TIDEMARK_CACHE_DIR's copy of the schemas while the registry is down; without one, not at all."""
+        from shared.producer.analysts import Analysts
+        from shared.registry.cache import SchemaCache
+        from shared.registry.settings import RegistrySettings
+
+        if "analysts" not in self._opened:
+            registry = await self.registry()
+            folder = load_config(CacheSettings, self._environ).cache_dir
+            if folder is None:
+                folder = Path(self._stack.enter_context(TemporaryDirectory(prefix="tidemark-")))
+            cache = SchemaCache(registry, folder, scope=self._settings("REGISTRY", RegistrySettings).url)
+            self._opened["analysts"] = Analysts(self.entities.entities, cache)
+        opened = self._opened["analysts"]
+        assert isinstance(opened, Analysts)
+        return opened
+
     async def buckets(self) -> "Buckets":
         from services.cli.buckets import Buckets
         from shared.aws import open_client
@@ -149,6 +218,10 @@ class Edges:
         return load_config(cls, self._environ, f"TIDEMARK_{name}_")
 
 
+def clock_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
 class Meaning(Struct, frozen=True):
     """An edge's exception in words: what an operator should do about it, as exit code and text."""
 
@@ -162,7 +235,7 @@ def meaning(error: BaseException) -> Meaning | None:
         return Meaning(USAGE, str(error))
     if isinstance(error, ModuleNotFoundError):
         return Meaning(USAGE, f"the Python package {error.name!r} is not installed; pip install 'tidemark[cli]'")
-    return _meaning_of_ours(error) or _meaning_of_aws(error)
+    return _meaning_of_ours(error) or _meaning_of_parked(error) or _meaning_of_aws(error)
 
 
 def _meaning_of_ours(error: BaseException) -> Meaning | None:
@@ -194,6 +267,27 @@ def _meaning_of_ours(error: BaseException) -> Meaning | None:
         case UnknownEntity():
             return Meaning(USAGE, f"{error}; `tidemark entity list` names those that exist")
         case ContractError() | TopicMissing() | TopicRefused() | ParkedTableDiffers() | NotOurs() | RegistryError():
+            return Meaning(FINDING, str(error))
+    return None
+
+
+def _meaning_of_parked(error: BaseException) -> Meaning | None:
+    from shared.parked.evidence import ArchiveUnavailable, EvidenceDamaged, EvidenceMissing
+    from shared.parked.jobs import JobTaken, UnknownJob
+    from shared.parked.transitions import RowChanged
+    from shared.parked.wake import NoAnalyst
+
+    match error:
+        case NoAnalyst():
+            cause = None if error.__cause__ is None else _meaning_of_ours(error.__cause__)
+            return Meaning(FINDING if cause is None else cause.exit_code, str(error))
+        case ArchiveUnavailable():
+            return Meaning(
+                DOWN, f"the archive does not answer ({error}); see TIDEMARK_ARCHIVE_BUCKET and AWS_ENDPOINT_URL"
+            )
+        case UnknownJob():
+            return Meaning(USAGE, str(error))
+        case EvidenceDamaged() | EvidenceMissing() | JobTaken() | RowChanged():
             return Meaning(FINDING, str(error))
     return None
 

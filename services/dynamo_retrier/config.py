@@ -53,6 +53,9 @@ class RetrierConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
                 f"{self.kafka.delivery_deadline_s:g}: at least {2 * self.publish_s_max:g}"
             )
 
+        if self.drain_s < self.publish_s_max:
+            raise ValueError(f"drain_s {self.drain_s:g} leaves no time to publish: at least {self.publish_s_max:g}")
+
     @property
     def per_s_max(self) -> int:
         return int(self.redrive_share * self.publishes_per_s_max / self.replicas)

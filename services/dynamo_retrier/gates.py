@@ -4,7 +4,7 @@ Pure: time is an argument. An outage is learnt from the outcomes of publishing, 
 """
 
 import random
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Iterable
 
 from msgspec import Struct
 
@@ -14,16 +14,18 @@ PROBE_CAP_S = 30.0
 
 class _Down(Struct):
     probe_s: float  # when the next probe may go
-    failures: int = 1
+    failures: int = 0  # 0: no more than suspected, since another topic has failed
 
 
 class Gates:
     """Topics are open until publishing fails; a closed one lets a single row through after each pause.
 
-    There is one probe at a time over all topics. An answer for one is reason to try the others at once.
+    There is one probe at a time over all topics. When one fails the others have to prove themselves anew, by a single
+    row and without a pause; when one is answered, the others are tried at once.
     """
 
-    def __init__(self, random_unit: Callable[[], float] = random.random) -> None:
+    def __init__(self, topics: Iterable[str], random_unit: Callable[[], float] = random.random) -> None:
+        self._topics = tuple(topics)
         self._down: dict[str, _Down] = {}
         self._proven: set[str] = set()  # have answered since the last failure of any
         self._probing: str | None = None
@@ -47,31 +49,30 @@ class Gates:
             self._probing = None
 
     def answered(self, topic: str, now_s: float) -> bool:
-        """A broker answered for this topic, refusals included. True: no topic was open before, so Kafka is back."""
-        was_down = self._down.pop(topic, None) is not None
-        back = was_down and not self._proven
+        """A broker answered for this topic, refusals included. True: it had failed, and so had all others since."""
+        down = self._down.pop(topic, None)
+        back = down is not None and down.failures > 0 and not self._proven
         self._proven.add(topic)
-        if was_down:
+        if down is not None:
             for other in self._down.values():
                 other.probe_s = now_s
         return back
 
     def failed(self, topic: str, now_s: float) -> bool:
         """No broker took a record of this topic, or none said so. True: it was open until now."""
-        self._proven.clear()
-        down = self._down.get(topic)
-        if down is None:
-            self._down[topic] = _Down(now_s + self._pause_s(0))
-            return True
+        was_open = topic not in self._down
+        down = self._down.setdefault(topic, _Down(now_s))
         down.probe_s = now_s + self._pause_s(down.failures)
         down.failures += 1
-        return False
+        if was_open:
+            self._proven.clear()
+            for other in self._topics:
+                self._down.setdefault(other, _Down(now_s))
+        return was_open
 
-    def allowed_of_all(self, topics: Collection[str], now_s: float, wanted: int) -> int:
+    def allowed_of_all(self, now_s: float, wanted: int) -> int:
         """How many rows of ``wanted`` may be claimed, whichever topics they are for: while all are closed, a probe."""
-        if any(topic not in self._down for topic in topics):
-            return wanted
-        return max((self.allowed(topic, now_s, wanted) for topic in topics), default=wanted)
+        return max((self.allowed(topic, now_s, wanted) for topic in self._topics), default=wanted)
 
     def _pause_s(self, failures: int) -> float:
         """Half of the pause is certain, so that a dead cluster is not knocked at without end."""

@@ -33,6 +33,8 @@ AWAY = frozenset({Reason.KAFKA_UNAVAILABLE, Reason.KAFKA_UNKNOWN})
 ADRIFT_MS = 600_000
 """Rows of an entity that is not configured here are looked at this often, until they are too old."""
 GIVEN_BACK_MS = 1_000
+CLAIMS_AT_ONCE = 50
+"""When the table stops answering, no more than these wait for it."""
 
 _T = TypeVar("_T")
 Outcome = Literal["published", "again", "hold", "stale", "given_back", "lease_lost", "failed"]
@@ -95,6 +97,10 @@ class Redrive:
     async def reachable(self) -> bool:
         return await self._kafka.reachable()
 
+    def has_time(self, deadline: Deadline) -> bool:
+        """Whether what is claimed now can still be published and settled."""
+        return self._monotonic_s() + self._limits.publish_s_max <= deadline.until_s
+
     async def batch(self, topic: str, hints: Sequence[Due], deadline: Deadline) -> Batch:
         """Re-drive rows of one entity. Raises ``NoAnalyst`` before anything is claimed."""
         done = Batch(hints[0].entity, deadline)
@@ -114,16 +120,18 @@ class Redrive:
         return done
 
     async def _claim(self, hints: Sequence[Due], done: Batch) -> list[Claimed]:
-        if self._monotonic_s() + self._limits.publish_s_max > done.deadline.until_s:
+        if not self.has_time(done.deadline):
             return []
-        found = await self._all([self._claim_one(hint, done) for hint in hints])
-        rows = [row for row in found if row is not None]
+        rows: list[Claimed] = []
+        for start in range(0, len(hints), CLAIMS_AT_ONCE):
+            found = await self._all([self._claim_one(hint, done) for hint in hints[start : start + CLAIMS_AT_ONCE]])
+            rows += [row for row in found if row is not None]
+            if done.parked_away:
+                break
         done.claimed = len(rows)
         return rows
 
     async def _claim_one(self, hint: Due, done: Batch) -> Claimed | None:
-        if done.parked_away:
-            return None
         try:
             return await self._leases.claim(hint, self._worker, self._limits.lease_s)
         except BodyLost as lost:

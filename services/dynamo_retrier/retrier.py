@@ -37,6 +37,9 @@ class Redrives(Protocol):
     async def reachable(self) -> bool:
         """Whether a broker answers now."""
 
+    def has_time(self, deadline: Deadline) -> bool:
+        """Whether what is claimed now can still be published and settled."""
+
     async def batch(self, topic: str, hints: Sequence[Due], deadline: Deadline) -> Batch:
         """Raises ``NoAnalyst`` before anything is claimed."""
 
@@ -70,7 +73,7 @@ class Retrier:
         self._topics = dict(topics)
         self._queue, self._redrive, self._share, self._pace = queue, redrive, share, pace
         self._beat, self._monotonic_s, self._wall_ms = beat, monotonic_s, wall_ms
-        self._gates = Gates()
+        self._gates = Gates(self._topics.values())
         self._busy: dict[str, int] = {}  # entity → rows handed to its batch
         self._put_off: dict[str, float] = {}  # entity → not before
         self._news = asyncio.Event()
@@ -81,7 +84,7 @@ class Retrier:
         async with asyncio.TaskGroup() as tasks:
             hurry = tasks.create_task(self._hurry(stop, deadline), name="retrier-stop")
             if await self._kafka_answers(stop, deadline, once):
-                while not stop.is_set and self._monotonic_s() < deadline.until_s:
+                while not stop.is_set and self._redrive.has_time(deadline):
                     self._news.clear()
                     for entity, hints in (await self._due()).items():
                         self._begin(tasks, entity, hints, deadline)
@@ -97,7 +100,7 @@ class Retrier:
         limit = self._share.limit(now_s)
         metrics.REDRIVE_LIMIT.set(limit)
         room = min(limit - sum(self._busy.values()), self._pace.batch_rows_max * max(1, len(self._topics)))
-        room = self._gates.allowed_of_all(self._topics.values(), now_s, room)
+        room = self._gates.allowed_of_all(now_s, room)
         if room <= 0 or self._put_off.get(ALL, 0.0) > now_s:
             return {}
         try:

@@ -279,7 +279,8 @@ class Sink:
         for task in [*self._opening.values(), *self._learning.values()]:
             task.cancel()
         while any([await self._sends_rest(lane) for lane in list(self._lanes.values())]):
-            await asyncio.wait(list(self._writing.values()), timeout=TURN_S, return_when=asyncio.FIRST_COMPLETED)
+            if self._writing:  # the last write may have ended while another lane was being packed
+                await asyncio.wait(list(self._writing.values()), timeout=TURN_S, return_when=asyncio.FIRST_COMPLETED)
 
     async def _sends_rest(self, lane: Lane) -> bool:
         """True while something of this lane is on its way."""

@@ -14,12 +14,11 @@ from services.stale_notifier.channels.opening import open_channels
 from services.stale_notifier.config import NotifierConfig
 from services.stale_notifier.contracts import Contracts
 from services.stale_notifier.delivery import Delivery, Owners
-from services.stale_notifier.disclosure import Disclosure
 from services.stale_notifier.grouping import Timing
 from services.stale_notifier.notifier import Notifier
 from services.stale_notifier.rows import RowLimits, Rows
 from services.stale_notifier.telling import Teller, TellingLimits
-from shared import health, lifecycle
+from shared import health, lifecycle, metrics
 from shared.config import ConfigError, load_config
 from shared.entities import Entities, load_entities
 from shared.parked.calls import ParkedUnavailable
@@ -27,12 +26,20 @@ from shared.parked.evidence import Archive
 from shared.parked.evidence_chain import Chain
 from shared.parked.groups import GroupStore
 from shared.parked.store import ParkedStore
+from shared.registry.cache import SchemaCache
+from shared.registry.client import Registry
 
 SERVICE = "stale-notifier"
 
 
 def now_ms() -> int:
     return time.time_ns() // 1_000_000
+
+
+async def schemas_of(config: NotifierConfig, stack: AsyncExitStack) -> SchemaCache | None:
+    if config.registry is None or config.cache_dir is None:
+        return None
+    return SchemaCache(await Registry.open(config.registry, stack), config.cache_dir, scope=config.registry.url)
 
 
 async def run(config: NotifierConfig, entities: Entities, stop: lifecycle.Stop) -> None:
@@ -50,8 +57,10 @@ async def run(config: NotifierConfig, entities: Entities, stop: lifecycle.Stop) 
         parked = await ParkedStore.open(table, stack)
         groups = await GroupStore.open(table, stack)
         archive = await Archive.open(config.archive_bucket, entities.namespace.prefix(""), stack)
-        owners = Owners(entities, await open_channels(entities.owners.values(), stack))
-        contracts = Contracts(entities)
+        ways = await open_channels(entities.owners.values(), stack)
+        metrics.expect_notices(entities.entities, [(name, way.channel.name) for name in ways for way in ways[name]])
+        owners = Owners(entities, ways)
+        contracts = Contracts(entities, await schemas_of(config, stack))
         limits = RowLimits(settings.lease_s, config.grace_s)
         transitions = parked.transitions
         rows = Rows(
@@ -71,7 +80,7 @@ async def run(config: NotifierConfig, entities: Entities, stop: lifecycle.Stop) 
             groups,
             rows,
             teller,
-            Gauges(groups),
+            Gauges(transitions, groups),
             poll_s=settings.poll_s,
             refresh_s=settings.refresh_s,
             clock_ms=now_ms,

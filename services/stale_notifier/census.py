@@ -1,16 +1,18 @@
 """How many rows a cause has, read from the index ``grp``; and what of it the gauges show. Edge: the parked table."""
 
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
-from typing import Protocol
+from typing import Literal, Protocol
 
 from services.stale_notifier.grouping import Count
+from services.stale_notifier.together import all_of
 from shared import metrics
 from shared.events.model import Reason
-from shared.parked.groups import Cause, OpenGroup, StaleHint, cause_of
-from shared.parked.groups import Group as GroupItem
+from shared.parked.groups import Cause, Group, OpenGroup, cause_of
 from shared.parked.items import ParkedRow
-from shared.parked.model import State
+from shared.parked.leases import Due
+from shared.parked.model import SHARDS, State
 from shared.parked.queries import ParkedFilter
 
 CAUSES_MAX = 10_000  # of one entity and reason; further ones are not told apart from those that are not there
@@ -24,11 +26,13 @@ class Rows(Protocol):
 
 
 class Groups(Protocol):
-    async def get(self, owner: str, cause_id: str) -> GroupItem | None: ...
+    async def get(self, owner: str, cause_id: str) -> Group | None: ...
 
     async def open_groups(self) -> list[OpenGroup]: ...
 
-    def stale(self) -> AsyncIterator[list[StaleHint]]: ...
+
+class Queue(Protocol):
+    async def due(self, queue: Literal["r", "n"], shard_number: int, now_ms: int, limit: int) -> list[Due]: ...
 
 
 class Census:
@@ -37,9 +41,7 @@ class Census:
     The memo must be much shorter than the time for which a group settles before it is resolved.
     """
 
-    def __init__(
-        self, rows: Rows, *, memo_s: float, clock_s: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, rows: Rows, *, memo_s: float, clock_s: Callable[[], float] = time.monotonic) -> None:
         self._rows = rows
         self._memo_s = memo_s
         self._clock_s = clock_s
@@ -51,7 +53,10 @@ class Census:
         read_s, counts = self._memo.get(key, (-1e9, {}))
         if self._clock_s() - read_s > self._memo_s:
             read_s, counts = self._clock_s(), await self._read(*key)
-            self._memo = {**{k: v for k, v in self._memo.items() if read_s - v[0] <= self._memo_s}, key: (read_s, counts)}
+            self._memo = {
+                **{k: v for k, v in self._memo.items() if read_s - v[0] <= self._memo_s},
+                key: (read_s, counts),
+            }
         return counts.get(cause.id, Count())
 
     async def _read(self, entity: str, reason: Reason) -> dict[str, Count]:
@@ -75,32 +80,30 @@ class Census:
 class Gauges:
     """Exact within one refresh."""
 
-    def __init__(self, groups: Groups, clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000) -> None:
+    def __init__(
+        self, queue: Queue, groups: Groups, clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000
+    ) -> None:
+        self._queue = queue
         self._groups = groups
         self._clock_ms = clock_ms
 
     async def refresh(self) -> None:
         """Raises ``ParkedUnavailable``; the gauges then show what was last known."""
         now_ms = self._clock_ms()
-        stale: dict[tuple[str, str], int] = {}
-        oldest_ms = now_ms
-        async for page in self._groups.stale():
-            for row in page:
-                key = (row.entity, row.reason.value)
-                stale[key] = stale.get(key, 0) + 1
-                oldest_ms = min(oldest_ms, row.due_ms)  # overdue: nobody has taken it
         open_groups = await self._groups.open_groups()
-        untold = [group for group in open_groups if group.phase == "waiting"]
-        for hint in untold[:UNTOLD_LOOKS_MAX]:
+        oldest_ms = min(await self._oldest_overdue(now_ms), await self._oldest_untold(open_groups, now_ms))
+        metrics.show_groups(Counter((group.owner, group.entity, group.reason.value) for group in open_groups))
+        metrics.OLDEST_UNNOTIFIED.set(oldest_ms / 1000)
+
+    async def _oldest_overdue(self, now_ms: int) -> int:
+        """A row whose turn has come and whom no notifier has taken."""
+        heads = await all_of(self._queue.due("n", number, now_ms, 1) for number in range(SHARDS))
+        return min([row.due_ms for head in heads for row in head], default=now_ms)
+
+    async def _oldest_untold(self, open_groups: list[OpenGroup], now_ms: int) -> int:
+        oldest_ms = now_ms
+        for hint in [group for group in open_groups if group.phase == "waiting"][:UNTOLD_LOOKS_MAX]:
             group = await self._groups.get(hint.owner, hint.cause_id)
             if group is not None and group.phase == "waiting":
                 oldest_ms = min(oldest_ms, group.opened_ms)
-        metrics.show_stale(stale, _by_owner(open_groups), oldest_ms / 1000)
-
-
-def _by_owner(groups: list[OpenGroup]) -> dict[tuple[str, str, str], int]:
-    found: dict[tuple[str, str, str], int] = {}
-    for group in groups:
-        key = (group.owner, group.entity, group.reason.value)
-        found[key] = found.get(key, 0) + 1
-    return found
+        return oldest_ms

@@ -7,6 +7,7 @@ from msgspec import Meta, Struct
 
 from shared.config import HttpSettings, LogSettings
 from shared.parked.store import ParkedSettings
+from shared.registry.settings import RegistrySettings
 
 Seconds = Annotated[float, Meta(gt=0)]
 
@@ -35,6 +36,9 @@ class NotifierConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     grace_s: Annotated[float, Meta(ge=0)] = 7 * 86_400.0
     """From the notice to the deletion."""
     notifier: NotifierSettings = NotifierSettings()
+    registry: RegistrySettings | None = None
+    """With it, and with ``cache_dir``, notices name the schema versions that refuse the events."""
+    cache_dir: Path | None = None
     parked: ParkedSettings = ParkedSettings()
     http: HttpSettings = HttpSettings()
     log: LogSettings = LogSettings()

@@ -5,10 +5,11 @@ Three lanes side by side, so that none waits for another: *rows* are archived, m
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Protocol
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Any, Protocol
 
 from services.stale_notifier.ports import Groups, StaleRows
+from services.stale_notifier.together import all_of
 from shared import metrics
 from shared.logs import get_logger
 from shared.parked.calls import ParkedUnavailable
@@ -33,11 +34,13 @@ class Stopping(Protocol):
 
 
 class WorksRows(Protocol):
-    async def work(self, hints: Sequence[Due]) -> None: ...
+    async def work(self, hints: Sequence[Due]) -> None:
+        """Raises ``ParkedUnavailable``, ``ArchiveUnavailable``."""
 
 
 class WorksGroup(Protocol):
-    async def work(self, hint: OpenGroup) -> None: ...
+    def work(self, hint: OpenGroup) -> Coroutine[Any, Any, None]:
+        """Raises ``ParkedUnavailable``."""
 
 
 class Refreshes(Protocol):
@@ -73,7 +76,7 @@ class Notifier:
         self._beat()
         now_ms = self._clock_ms()
         queues = (self._queue.due("n", shard, now_ms, PER_SHARD) for shard in range(SHARDS))
-        due = [row for rows in await asyncio.gather(*queues) for row in rows]
+        due = [row for rows in await all_of(queues) for row in rows]
         await self._rows.work(due)
         return bool(due)
 
@@ -81,9 +84,9 @@ class Notifier:
         """Notices. Channels may take long: a turn ends with its slowest one."""
         now_ms = self._clock_ms()
         queues = (self._groups.due(shard, now_ms, GROUPS_AT_ONCE) for shard in range(SHARDS))
-        due = [group for groups in await asyncio.gather(*queues) for group in groups]
+        due = [group for groups in await all_of(queues) for group in groups]
         due.sort(key=lambda group: group.due_ms)
-        await asyncio.gather(*(self._teller.work(group) for group in due[:GROUPS_AT_ONCE]))
+        await all_of(self._teller.work(group) for group in due[:GROUPS_AT_ONCE])
         return len(due) > GROUPS_AT_ONCE
 
     async def _turn_gauges(self) -> bool:

@@ -4,11 +4,10 @@ The order is the promise. A row is marked as told only by a receipt of its group
 evidence, receipt and a grace that is over. Death between any two lines repeats the step with equal keys.
 """
 
-import asyncio
 import random
 import time
-from collections.abc import Callable, Coroutine, Iterable, Sequence
-from typing import Any, Literal, TypeVar
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Literal, TypeVar
 
 from msgspec import Struct
 
@@ -17,6 +16,7 @@ from services.stale_notifier.disclosure import Disclosure
 from services.stale_notifier.grouping import Timing, joined, opened, row_wait_s
 from services.stale_notifier.notices import facts_of
 from services.stale_notifier.ports import Archives, Chains, Groups, StaleRows
+from services.stale_notifier.together import all_of, those_of
 from shared import metrics
 from shared.logs import get_logger
 from shared.parked.bodies import BodyMissing
@@ -75,31 +75,33 @@ class Rows:
     async def work(self, hints: Sequence[Due]) -> None:
         """Take each row that can be had one step further or more. Raises ``ArchiveUnavailable`` when nothing could be
         archived, ``ParkedUnavailable``: then rows come due again after their leases."""
-        claimed = await _each(self._claim(hint) for hint in hints)
+        claimed = await those_of(self._claim(hint) for hint in hints)
         kept = await self._keep([row for row in claimed if row.arch_sha is None])
         settled = [row for row in claimed if row.arch_sha is not None]
-        await _each(self._settle(row) for row in (*settled, *kept))
+        await all_of(self._settle(row) for row in (*settled, *kept))
 
     async def _claim(self, hint: Due) -> Claimed | None:
         try:
             claimed = await self._rows.claim(hint, self._worker, self._limits.lease_s)
         except BodyLost as lost:
             log.error("stale_body_lost", item=hint.item_id, entity=hint.entity, error=lost.detail)
-            return await self._leave(lost.claimed, NEEDS_A_PERSON_S, "body_lost")
+            await self._leave(lost.claimed, NEEDS_A_PERSON_S, "body_lost")
+            return None
         if claimed is not None and claimed.state is not State.STALE:
-            return await self._leave(claimed, 0.0, "not_stale")
+            await self._leave(claimed, 0.0, "not_stale")
+            return None
         return claimed
 
     async def _keep(self, rows: Sequence[Claimed]) -> list[Claimed]:
         """Evidence, then its entry in the chain, then the mark on the row."""
-        found = await _each(self._write(row) for row in rows)
+        found = await those_of(self._write(row) for row in rows)
         try:
             await self._chain.append([written for _row, written in found])
         except (ArchiveUnavailable, EvidenceDamaged) as error:
             log.error("evidence_not_chained", count=len(found), error=str(error))
-            await _each(self._leave(row, self._archive_pause_s(row), "archive_unavailable") for row, _written in found)
+            await all_of(self._leave(row, self._archive_pause_s(row), "archive_unavailable") for row, _written in found)
             raise ArchiveUnavailable(str(error)) from error
-        return await _each(self._mark(row, written) for row, written in found)
+        return await those_of(self._mark(row, written) for row, written in found)
 
     async def _write(self, row: Claimed) -> tuple[Claimed, Written] | None:
         try:
@@ -108,16 +110,18 @@ class Rows:
         except ArchiveUnavailable as error:
             metrics.EVIDENCE.labels(row.event.entity, "unavailable").inc()
             log.warning("archive_unavailable", item=row.item_id, error=str(error))
-            return await self._leave(row, self._archive_pause_s(row), "archive_unavailable")
+            await self._leave(row, self._archive_pause_s(row), "archive_unavailable")
+            return None
         except (EvidenceDamaged, BodyMissing) as error:
             metrics.EVIDENCE.labels(row.event.entity, "refused").inc()
             log.error("evidence_refused", item=row.item_id, entity=row.event.entity, error=str(error))
-            return await self._leave(row, NEEDS_A_PERSON_S, "evidence_refused")
+            await self._leave(row, NEEDS_A_PERSON_S, "evidence_refused")
+            return None
         metrics.EVIDENCE.labels(row.event.entity, "written").inc()
         return row, written
 
     async def _mark(self, row: Claimed, written: Written) -> Claimed | None:
-        return await self._leased(row, self._rows.archived(row, self._archive.uri(written.key), written.sha256))
+        return await self._leased(row, lambda: self._rows.archived(row, self._archive.uri(written.key), written.sha256))
 
     async def _settle(self, row: Claimed) -> None:
         match step_of(row, self._clock_ms()):
@@ -134,7 +138,7 @@ class Rows:
         told = None if group is None else group.receipt
         if told is not None:
             receipt = Receipt(told.channel, told.dedup_key, told.provider_id, told.at_ms)
-            if await self._leased(row, _done(self._rows.notified(row, receipt, self._limits.grace_s))):
+            if await self._did(row, lambda: self._rows.notified(row, receipt, self._limits.grace_s)):
                 metrics.STALE_NOTIFIED.labels(row.event.entity, row.event.reason.value).inc()
             return
         wait_s = 1.0 if group is None else row_wait_s(group, self._clock_ms(), self._unit())
@@ -166,7 +170,8 @@ class Rows:
 
     async def _finish(self, row: Claimed) -> None:
         """Not without a look into the archive: what was lost there meanwhile must not go here too."""
-        assert row.arch_uri is not None and row.arch_sha is not None, "only archived rows are finished"
+        assert row.arch_uri is not None, "only archived rows are finished"
+        assert row.arch_sha is not None, "only archived rows are finished"
         try:
             is_there = await self._archive.holds(row.arch_uri, row.arch_sha)
         except (ArchiveUnavailable, ValueError) as error:
@@ -177,43 +182,34 @@ class Rows:
             log.error("evidence_missing", item=row.item_id, uri=row.arch_uri, sha256=row.arch_sha,
                       action="restore the object, or re-drive the event; it is kept until then")  # fmt: skip
             await self._leave(row, NEEDS_A_PERSON_S, "evidence_missing")
-        elif await self._leased(row, _done(self._rows.finish(row))):
+        elif await self._did(row, lambda: self._rows.finish(row)):
             metrics.STALE_DELETED.labels(row.event.entity, row.event.reason.value).inc()
-            log.info("stale_event_left", item=row.item_id, entity=row.event.entity, uri=row.arch_uri)
+            log.debug("stale_event_left", item=row.item_id, entity=row.event.entity, uri=row.arch_uri)
 
     async def _leave(self, row: Claimed, wait_s: float, why: str) -> None:
         due_ms = self._clock_ms() + int(wait_s * 1000)
-        await self._leased(row, _done(self._rows.again(row, due_ms, why, counts=False)))
+        await self._did(row, lambda: self._rows.again(row, due_ms, why, counts=False))
 
-    async def _leased(self, row: Claimed, transition: Coroutine[Any, Any, _T]) -> _T | None:
+    async def _leased(self, row: Claimed, transition: Callable[[], Awaitable[_T]]) -> _T | None:
         """``None``: it was not done, for the lease is over or the row was woken."""
         if self._monotonic_s() >= row.lease_until_s:
-            transition.close()
             metrics.NOTIFIER_LEASE_LOST.inc()
             return None
         try:
-            return await transition
+            return await transition()
         except LeaseLost:
             metrics.NOTIFIER_LEASE_LOST.inc()
         except NotAllowed as refusal:
             log.error("transition_refused", item=row.item_id, error=str(refusal))
         return None
 
+    async def _did(self, row: Claimed, transition: Callable[[], Awaitable[None]]) -> bool:
+        async def done() -> bool:
+            await transition()
+            return True
+
+        return await self._leased(row, done) is True
+
     def _archive_pause_s(self, row: Claimed) -> float:
         base_s, cap_s = ARCHIVE_BACKOFF_S
         return (0.5 + self._unit() / 2) * min(cap_s, base_s * 2.0 ** min(row.tries_of_round, 16))
-
-
-async def _done(transition: Coroutine[Any, Any, None]) -> bool:
-    await transition
-    return True
-
-
-async def _each(calls: Iterable[Coroutine[Any, Any, _T | None]]) -> list[_T]:
-    """All at once, to their ends; then the first failure is raised, if any. What is ``None`` is left out."""
-    answers = await asyncio.gather(*calls, return_exceptions=True)
-    for answer in answers:
-        if isinstance(answer, BaseException):
-            raise answer
-    return [answer for answer in answers if answer is not None and not isinstance(answer, BaseException)]
-

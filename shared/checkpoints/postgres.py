@@ -225,6 +225,11 @@ class Checkpoints:
         """Let the entity be polled again. False: it was not paused. Raises ``UnknownEntity``."""
         return await self._changed(sql.RESUME, entity, who)
 
+    async def paused_reason(self, entity: str) -> str | None:
+        """``None``: it is not paused, or has no row."""
+        row = await self._fetchrow(sql.PAUSED_REASON, entity)
+        return None if row is None else row["paused_reason"]
+
     async def history(self, entity: str, limit: int = 20) -> list[CursorMove]:
         """The last moves of the cursor that were no ordinary page, newest first."""
         return [CursorMove(**row) for row in await self._fetch(sql.HISTORY, entity, limit)]

@@ -195,6 +195,8 @@ WITH changed AS (
 SELECT count(*) FROM changed
 """
 
+PAUSED_REASON = "SELECT paused_reason FROM tidemark.entity_cursor WHERE entity = $1"
+
 RESUME = """
 WITH changed AS (
     UPDATE tidemark.entity_cursor SET paused_reason = NULL, paused_by = NULL, paused_at = NULL

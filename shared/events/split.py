@@ -18,21 +18,28 @@ _elements = msgspec.json.Decoder(list[msgspec.Raw])
 _members = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
+ELEMENTS_MAX = 200_000
+
+
 class MalformedPage(Exception):
     """The body is not a complete array of elements that can be split. Says what and where, never quotes the body."""
 
 
-def split_page(body: bytes, pointer: str = "") -> list[bytes]:
+def split_page(body: bytes, pointer: str = "", *, elements_max: int = ELEMENTS_MAX) -> list[bytes]:
     """The raw bytes of each element of the array to which ``pointer`` (RFC 6901) leads, in order.
 
     The array's members need not be valid JSON; its brackets must balance and its strings must end. An empty element
     (``[1,,2]``) is malformed: there is no event that could be judged. So is a page in which the pointer's name stands
-    twice: one of the two arrays would be lost. A UTF-8 byte order mark is skipped. Raises ``MalformedPage``.
+    twice: one of the two arrays would be lost. More than ``elements_max`` would cost a hundred times the body's memory.
+    A UTF-8 byte order mark is skipped. Raises ``MalformedPage``.
     """
     steps = _steps(pointer)
     text = body[len(_BOM) :] if body.startswith(_BOM) else body
     try:
-        return [bytes(raw) for raw in _elements.decode(_descend(text, steps))]
+        elements = _elements.decode(_descend(text, steps))
+        if len(elements) > elements_max:
+            raise MalformedPage(f"{len(elements)} elements, more than {elements_max}: lower page_rows, or page at all")
+        return [bytes(raw) for raw in elements]
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, LookupError):
         return _scan_page(text, steps)
 

@@ -191,7 +191,8 @@ class Archive:
     async def ensure_bucket(self) -> bool:
         """True: created now."""
         region = self._region
-        place = {} if region in ("", "us-east-1") else {"CreateBucketConfiguration": {"LocationConstraint": region}}
+        elsewhere = {"CreateBucketConfiguration": {"LocationConstraint": region}}
+        place: dict[str, Any] = {} if region in ("", "us-east-1") else elsewhere
         if await self._call("head_bucket") is not None:
             return False
         try:
@@ -244,7 +245,7 @@ class Archive:
     async def listing(self, prefix: str, after: str = "") -> AsyncIterator[Stored]:
         """In order of keys, from the first one behind ``after``."""
         while True:
-            start = {"StartAfter": self._root + after} if after else {}
+            start: dict[str, Any] = {"StartAfter": self._root + after} if after else {}
             answer = await self._call("list_objects_v2", Prefix=self._root + prefix, MaxKeys=PAGE_KEYS, **start)
             for found in (answer or {}).get("Contents", ()):
                 after = found["Key"].removeprefix(self._root)

@@ -85,7 +85,7 @@ class _Audit:
                 self._report.found("chain_broken", link.key, "stands behind the entry that closed its day")
             closed = entry.next_day is not None
             if closed and place + 1 < len(days) and entry.next_day != days[place + 1]:
-                self._report.found("entry_deleted", f"{FOLDER}{entry.next_day}/", "the chain went on on a day that is gone")
+                self._report.found("entry_deleted", f"{FOLDER}{entry.next_day}/", "the day that follows is missing")
             await self._check_objects(entry.objects)
             expected, first = link, False
             self._report.head = link

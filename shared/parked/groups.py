@@ -6,7 +6,6 @@ index ``due`` shows it under its own queue, ``g``.
 """
 
 import json
-from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from hashlib import sha256
 from secrets import token_hex
@@ -93,7 +92,7 @@ class Pending(Struct, frozen=True):
 
 
 class Group(Struct, frozen=True, kw_only=True):
-    """One owner's group. ``opened_ms`` to ``receipts`` are those of the present episode: from one emptiness to the next."""
+    """One owner's group. ``opened_ms`` to ``receipts`` are the present episode's: from one emptiness to the next."""
 
     owner: str
     cause: Cause
@@ -132,14 +131,6 @@ class OpenGroup(Struct, frozen=True):
     entity: str
     reason: Reason
     ver: int
-    due_ms: int
-
-
-class StaleHint(Struct, frozen=True):
-    """A stale row as the index ``due`` shows it."""
-
-    entity: str
-    reason: Reason
     due_ms: int
 
 
@@ -201,28 +192,13 @@ class GroupStore:
             found += await self._open(number, {}, "", limit_per_shard)
         return found
 
-    async def stale(self) -> AsyncIterator[list[StaleHint]]:
-        """All stale rows, page by page, each once: for gauges."""
-        for number in range(SHARDS):
-            query = self._due_query(due_partition("n", number), {}, "")
-            query["ProjectionExpression"] = "entity, reason, due"
-            while True:
-                answer = await self._table.call("query", Budget(self._budget_s), **query)
-                yield [_hint_of(item) for item in answer["Items"]]
-                if "LastEvaluatedKey" not in answer:
-                    break
-                query["ExclusiveStartKey"] = answer["LastEvaluatedKey"]
-
-    def _due_query(self, partition: str, values: dict[str, Any], bound: str) -> dict[str, Any]:
-        return {
+    async def _open(self, number: int, values: dict[str, Any], bound: str, limit: int) -> list[OpenGroup]:
+        query: dict[str, Any] = {
             "TableName": self._table_name,
             "IndexName": "due",
             "KeyConditionExpression": f"dq = :dq{bound}",
-            "ExpressionAttributeValues": {":dq": wire(partition), **values},
+            "ExpressionAttributeValues": {":dq": wire(due_partition(QUEUE, number)), **values},
         }
-
-    async def _open(self, number: int, values: dict[str, Any], bound: str, limit: int) -> list[OpenGroup]:
-        query = self._due_query(due_partition(QUEUE, number), values, bound)
         found: list[OpenGroup] = []
         while len(found) < limit:
             answer = await self._table.call("query", Budget(self._budget_s), Limit=limit - len(found), **query)
@@ -261,10 +237,6 @@ def _group_of(item: Item) -> Group:
     return msgspec.json.decode(item["group"]["S"], type=Group)
 
 
-def _hint_of(item: Item) -> StaleHint:
-    return StaleHint(item["entity"]["S"], Reason(item["reason"]["S"]), int(item["due"]["S"].partition("#")[0]))
-
-
 def _open_of(item: Item) -> OpenGroup:
     owner, cause_id = item["pk"]["S"].removeprefix("G#").rsplit("#", 1)
     return OpenGroup(
@@ -276,4 +248,3 @@ def _open_of(item: Item) -> OpenGroup:
         ver=int(item["ver"]["N"]),
         due_ms=int(item["due"]["S"].partition("#")[0]),
     )
-

@@ -70,7 +70,7 @@ class Row(Struct, frozen=True, kw_only=True):
     ver: int
     att: int  # counted attempts of this round
     tries: int  # all claims, for ever
-    tries_free: int  # of them: those that no limit counts (earlier rounds, outages)
+    tries_free: int  # of them: those that no limit counts (earlier rounds, those with a known end)
     tries_before: int  # of them: those of earlier rounds
     first_at_ms: int
     deadline_ms: int

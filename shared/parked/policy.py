@@ -23,7 +23,7 @@ class Next(Struct, frozen=True, kw_only=True):
     reason: Reason | None  # the row's new reason; None: it keeps its own, the root cause that people look for
     due_ms: int
     counts: bool  # adds to ``att``
-    free: bool  # this try counts towards no limit: it met an outage
+    free: bool  # this try counts towards no limit on tries: how it ended is known
     why: Spent
 
 
@@ -145,7 +145,7 @@ def after_failure(
 ) -> Next:
     """What becomes of a row whose attempt ended with ``outcome``."""
     counted = counts(outcome, first_at_ms=row.first_at_ms, now_ms=now_ms, new_fingerprint=new_fingerprint)
-    free = outcome is Reason.KAFKA_UNAVAILABLE
+    free = limits(outcome)[1] is None
     tries_counted = row.tries_counted - free
     att = row.att + counted
     why = spent(outcome, att=att, tries_counted=tries_counted, deadline_ms=row.deadline_ms, now_ms=now_ms)

@@ -212,6 +212,7 @@ class Transitions:
         *,
         counts: bool,
         reason: Reason | None = None,
+        fingerprint: str | None = None,
         maybe_sent: bool = False,
         free: bool = False,
     ) -> None:
@@ -222,10 +223,8 @@ class Transitions:
         """
         assert reason is None or claimed.state is not State.STALE, "a stale row keeps the reason it was given up for"
         state = claimed.state if reason is None else POLICIES[reason].state
-        sets = self._failure(claimed, error, reason, counts=counts, free=free)
+        sets = self._failure(claimed, error, reason, fingerprint, counts=counts, maybe_sent=maybe_sent, free=free)
         sets |= {"st": wire(state), "due": wire(due_sort(due_ms, claimed.item_id))}
-        if maybe_sent:
-            sets["maybe_sent"] = wire(True)
         await self._end("again", claimed, sets)
 
     async def hold(
@@ -237,19 +236,18 @@ class Transitions:
         counts: bool = False,
         reason: Reason | None = None,
         fingerprint: str | None = None,
+        maybe_sent: bool = False,
         free: bool = False,
     ) -> None:
         """Ends the lease; looked at again at ``due_ms`` or at the deadline, whichever is first.
 
         ``fingerprint``: of the contract that refused it now; what a newer one wakes. Raises ``LeaseLost``.
         """
-        sets = self._failure(claimed, why, reason, counts=counts, free=free)
+        sets = self._failure(claimed, why, reason, fingerprint, counts=counts, maybe_sent=maybe_sent, free=free)
         sets |= {
             "st": wire(State.HELD),
             "due": wire(due_sort(min(due_ms, claimed.deadline_ms), claimed.item_id)),
         }
-        if fingerprint is not None:
-            sets["sfp"] = wire(fingerprint)
         await self._end("hold", claimed, sets)
 
     async def stale(
@@ -262,6 +260,8 @@ class Transitions:
         permanent: bool = False,
         reason: Reason | None = None,
         outcome: Reason | None = None,
+        fingerprint: str | None = None,
+        maybe_sent: bool = False,
         free: bool = False,
     ) -> None:
         """Ends the lease: given up, the owner is to be told; due now in the queue of notices.
@@ -271,7 +271,8 @@ class Transitions:
         """
         now_ms = self._clocks.wall_ms()
         attempts_max, tries_max = limits(outcome or reason or claimed.event.reason)
-        sets = self._failure(claimed, why if error is None else error, reason, counts=counts, free=free)
+        error = why if error is None else error
+        sets = self._failure(claimed, error, reason, fingerprint, counts=counts, maybe_sent=maybe_sent, free=free)
         sets |= {
             "st": wire(State.STALE),
             "dq": wire(due_partition("n", shard(claimed.item_id))),
@@ -296,10 +297,11 @@ class Transitions:
     ) -> None:
         """``again``, ``hold`` or ``stale``, as ``policy.after_failure`` decided. Raises ``LeaseLost``."""
         changes: dict[str, Any] = {"counts": after.counts, "reason": after.reason, "free": after.free}
+        changes |= {"maybe_sent": maybe_sent, "fingerprint": fingerprint}
         if after.action == "again":
-            await self.again(claimed, after.due_ms, error, maybe_sent=maybe_sent, **changes)
+            await self.again(claimed, after.due_ms, error, **changes)
         elif after.action == "hold":
-            await self.hold(claimed, after.due_ms, error, fingerprint=fingerprint, **changes)
+            await self.hold(claimed, after.due_ms, error, **changes)
         else:
             await self.stale(claimed, after.why, error=error, outcome=after.outcome, **changes)
 
@@ -386,7 +388,15 @@ class Transitions:
         return await self._bodies.read(row, row.original)
 
     def _failure(
-        self, claimed: Claimed, error: RejectedEvent | str, reason: Reason | None, *, counts: bool, free: bool
+        self,
+        claimed: Claimed,
+        error: RejectedEvent | str,
+        reason: Reason | None,
+        fingerprint: str | None,
+        *,
+        counts: bool,
+        maybe_sent: bool,
+        free: bool,
     ) -> _Values:
         """Absolute values, from what the lease has read: writing them twice is writing them once."""
         kind = reason or claimed.event.reason
@@ -396,6 +406,10 @@ class Transitions:
             sets["att"] = wire(claimed.att + 1)
         if free:
             sets["tries_free"] = wire(claimed.tries_free + 1)
+        if maybe_sent:
+            sets["maybe_sent"] = wire(True)  # for ever
+        if fingerprint is not None:
+            sets["sfp"] = wire(fingerprint)
         if isinstance(error, RejectedEvent):
             sets |= {"path": wire(legible(error.path)), "detail": wire(legible(error.detail))}
         if reason is not None and reason is not claimed.event.reason:

@@ -32,7 +32,9 @@ class Brake:
         return None
 
     def count(self, monotonic_s: float, invalid: list[bool]) -> None:
-        """Record a page that was let through."""
+        """Record a page that was let through. Pages without new events, an idle entity's polls, are not kept."""
+        if not invalid:
+            return
         self._in_a_row = self._trailing_row(invalid)
         self._pages.append((monotonic_s, len(invalid), sum(invalid)))
         known = sum(page[1] for page in self._pages)

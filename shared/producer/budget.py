@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 PACE_WAIT_S_MAX = 10.0
 """Longer than this nobody waits for a turn within a call: the caller waits, where it can be stopped."""
 UNREACHABLE_BASE_S = 1.0
+REST_S_MAX = 7 * 86_400.0
 UNREACHABLE_CAP_S = 300.0
 PROBE_WAIT_S = 1.0
 
@@ -65,8 +66,8 @@ class HostBudget:
                 self._probing = False
 
     def rest(self, seconds: float) -> None:
-        """The host wants no requests for so long (``Retry-After``). Obeyed in full."""
-        self._limited_until_s = max(self._limited_until_s, self._clock() + seconds)
+        """The host wants no requests for so long (``Retry-After``). Obeyed in full, up to a week."""
+        self._limited_until_s = max(self._limited_until_s, self._clock() + min(seconds, REST_S_MAX))
 
     def reached(self) -> None:
         """The host has answered, whatever it said."""
@@ -74,7 +75,9 @@ class HostBudget:
         self._rests_until_s = 0.0
 
     def unreachable(self) -> float:
-        """No connection came about: rest for a growing time, and return it."""
+        """No connection came about: rest for a growing time, and return it. Of failures at once only one counts."""
+        if (rests_s := self._rests_until_s - self._clock()) > 0:
+            return rests_s
         ceiling_s = min(UNREACHABLE_CAP_S, UNREACHABLE_BASE_S * 2.0 ** min(self._failures, 30))
         self._failures += 1
         delay_s = self._random_unit() * ceiling_s

@@ -12,7 +12,16 @@ from typing import Protocol
 import structlog
 
 from shared import metrics
-from shared.checkpoints.model import CheckpointsUnavailable, Committed, CursorState, Fenced, Grant, PageCommit, SeenPage
+from shared.checkpoints.model import (
+    CheckpointsMisconfigured,
+    CheckpointsUnavailable,
+    Committed,
+    CursorState,
+    Fenced,
+    Grant,
+    PageCommit,
+    SeenPage,
+)
 from shared.checkpoints.shown import ShownClock, ShownLimitReached
 from shared.entities import Entity
 from shared.events.contract import Contract, ContractError
@@ -24,7 +33,7 @@ from shared.producer.delivery import Delivery, Interrupted, PauseEntity
 from shared.producer.feed import FeedAnswer, SourceAuth, SourceError, SourceMalformed
 from shared.producer.reading import Answer, Page, Reading, ReadingFault, ReadingLimits, Request, Wait
 from shared.producer.seen import Seen
-from shared.registry.client import RegistryUnavailable
+from shared.registry.client import RegistryError, RegistryUnavailable
 from shared.retry import backoff
 
 log = structlog.get_logger(__name__)
@@ -45,11 +54,15 @@ BACKOFF_S = {
 """(base, cap) of the wait by error class."""
 
 
+CHECKPOINTS_AWAY = (CheckpointsUnavailable, CheckpointsMisconfigured)
+"""Waited for, the cursor standing: a password that is being rotated looks like a wrong one for a while."""
+
+
 class Feed(Protocol):
     """What capture needs of the source."""
 
     async def fetch(self, request: Request) -> FeedAnswer:
-        """One whole answer. Raises ``SourceError``. Bounded by the feed's own deadlines: never cancel it."""
+        """One whole answer, within the feed's own deadlines. Raises ``SourceError``. Cancelled on a stop."""
 
 
 class CheckpointStore(Protocol):
@@ -135,7 +148,7 @@ class Capture:
         requested_us = time.time_ns() // 1_000
         try:
             start_us = self._shown.start()
-            answer = await self._feed.fetch(request)
+            answer = await self._fetch(request)
             sightings = await self._identify(answer.body)
             self._shown.take(start_us, len(sightings))
             seen = Answer(sightings=sightings, server_date_us=answer.server_date_us, requested_us=requested_us)
@@ -149,6 +162,19 @@ class Capture:
         self._faults.clear()
         self._observe(page, answer)
         return page
+
+    async def _fetch(self, request: Request) -> FeedAnswer:
+        """Raises ``Interrupted`` on a stop: a source that drips must not hold up the drain."""
+        fetching = asyncio.ensure_future(self._feed.fetch(request))
+        stopping = asyncio.ensure_future(self._ended.wait())
+        try:
+            await asyncio.wait({fetching, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if not fetching.done():
+                raise Interrupted
+            return fetching.result()
+        finally:
+            fetching.cancel()
+            stopping.cancel()
 
     async def _identify(self, body: bytes) -> list[Sighting]:
         """Raises ``MalformedPage``. A large body is taken apart beside the event loop: the worst take a second."""
@@ -182,7 +208,7 @@ class Capture:
             try:
                 committed = await self._checkpoints.commit(self._grant, commit)
                 break
-            except CheckpointsUnavailable as error:
+            except CHECKPOINTS_AWAY as error:
                 log.warning("checkpoints_unavailable", entity=self._entity.name, reason=str(error))
                 if await self._ended.wait(next(waits)):
                     raise Interrupted from error
@@ -218,7 +244,7 @@ class Capture:
             try:
                 await self._checkpoints.pause(self._entity.name, text, self._grant.owner)
                 return
-            except CheckpointsUnavailable:
+            except CHECKPOINTS_AWAY:
                 if await self._ended.wait(next(waits)):
                     return
 
@@ -228,7 +254,7 @@ class Capture:
             try:
                 state, pages = await self._checkpoints.load(self._grant)
                 break
-            except CheckpointsUnavailable as error:
+            except CHECKPOINTS_AWAY as error:
                 if await self._ended.wait(next(waits)):
                     raise Interrupted from error
         unclean_us = self._grant.shown_from_us if self._grant.unclean else None
@@ -252,7 +278,7 @@ class Capture:
         """Raises ``Fenced``. While Postgres is away the grant stays as it is, until its time is over."""
         try:
             self._grant = await self._checkpoints.renew(self._grant)
-        except CheckpointsUnavailable:
+        except CHECKPOINTS_AWAY:
             if time.monotonic() > self._grant.lease_until_monotonic_s:
                 self._ended.set("lease expired")
             return
@@ -267,8 +293,8 @@ class Capture:
                 newest = await self._newest_contract()
             except RegistryUnavailable:
                 continue  # the contract at hand serves
-            except ContractError as error:
-                log.error("schema_version_unusable", entity=self._entity.name, reason=str(error))
+            except (RegistryError, ContractError) as error:
+                log.error("schema_not_renewed", entity=self._entity.name, reason=str(error))
                 continue
             if newest.schema_id != self._delivery.contract.schema_id:
                 log.info("contract_replaced", entity=self._entity.name, schema_id=newest.schema_id)
@@ -277,7 +303,7 @@ class Capture:
     async def _release(self) -> None:
         try:
             await self._checkpoints.release(self._grant, shown_us=self._shown.last_us, clean=self._all_recorded)
-        except CheckpointsUnavailable as error:
+        except CHECKPOINTS_AWAY as error:
             log.warning("lease_not_released", entity=self._entity.name, reason=str(error))
 
     def _observe(self, page: Page, answer: FeedAnswer) -> None:

@@ -13,7 +13,7 @@ from msgspec import Struct
 
 from shared import metrics
 from shared.events.contract import Contract
-from shared.events.model import Event, Reason, RejectedEvent
+from shared.events.model import Event, Reason, RejectedEvent, Sighting
 from shared.kafka.records import NotPublished, Outgoing, event_headers
 from shared.parked.calls import ParkedUnavailable
 from shared.parked.model import ParkedEvent, parked_from_event
@@ -24,6 +24,9 @@ log = structlog.get_logger(__name__)
 
 DATA_REASONS = frozenset({Reason.INVALID, Reason.HOSTILE, Reason.FUTURE, Reason.TOO_LARGE})
 """What the event itself is to blame for: the brake counts these and nothing else."""
+
+_NOT_SENT = frozenset({Reason.KAFKA_UNAVAILABLE, Reason.KAFKA_TOPIC})
+"""Certainly not written, and may be taken later: what the outage budget is for."""
 
 
 class RecordPublisher(Protocol):
@@ -84,7 +87,9 @@ class Delivery:
 
     async def deliver(self, events: Sequence[Event]) -> None:
         """Make each event durable. Raises ``PauseEntity`` before anything was sent, ``Interrupted`` on a stop."""
-        verdicts = self.contract.encode([event.sighting for event in events])
+        if not events:
+            return
+        verdicts = self._encoded(events)
         invalid = [type(verdict) is RejectedEvent and verdict.reason in DATA_REASONS for verdict in verdicts]
         now_s = time.monotonic()
         if why := self._brake.refusal(now_s, invalid):
@@ -101,6 +106,21 @@ class Delivery:
                 sendable.append((event, _record(event, verdict, ingest_ms)))  # type: ignore[arg-type]
         await self._park(refused)
         await self._send(sendable)
+
+    def _encoded(self, events: Sequence[Event]) -> list[bytes | RejectedEvent | None]:
+        """As ``Contract.encode``. An event that trips our own code spoils itself only, not its entity for ever."""
+        sightings = [event.sighting for event in events]
+        try:
+            return self.contract.encode(sightings)
+        except Exception:  # noqa: BLE001  # whatever it is: found out below, event by event
+            return [self._encoded_alone(sighting) for sighting in sightings]
+
+    def _encoded_alone(self, sighting: Sighting) -> bytes | RejectedEvent | None:
+        try:
+            return self.contract.encode([sighting])[0]
+        except Exception as error:
+            log.exception("event_tripped_our_code", entity=self._to.entity)
+            return RejectedEvent(Reason.BUG, "", f"{type(error).__name__} in our own code")
 
     async def _send(self, pending: list[tuple[Event, Outgoing]]) -> None:
         waits = backoff(1, 30)
@@ -163,11 +183,11 @@ def _divide(
     failed: list[tuple[tuple[Event, Outgoing], NotPublished]], room: int
 ) -> tuple[list[tuple[Event, RejectedEvent]], list[tuple[Event, Outgoing]]]:
     """(to be parked, to be sent again). What was certainly not sent may wait here once the outage budget is spent;
-    what may have been sent, or what this topic will not take, is parked at once."""
+    what may have been sent, and what no broker will take, is parked at once."""
     park: list[tuple[Event, RejectedEvent]] = []
     again: list[tuple[Event, Outgoing]] = []
     for (event, record), why in failed:
-        if why.reason is Reason.KAFKA_UNAVAILABLE and len(park) >= room:
+        if why.reason in _NOT_SENT and len(park) >= room:
             again.append((event, record))
         else:
             park.append((event, RejectedEvent(why.reason, "", why.detail)))

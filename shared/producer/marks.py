@@ -33,6 +33,7 @@ class Clocks(Struct, frozen=True):
 
     source_us: int  # its ``Date``, else our own clock
     bound_us: int  # no mark moves beyond: the source's clock, or ours where that runs ahead
+    is_told: bool = True  # False: the source sends no ``Date``; our own clock alone never moves a cursor
 
 
 def tick(stamp_us: int, granularity_us: int) -> int:
@@ -171,7 +172,7 @@ def _idled(state: CursorState, clocks: Clocks, granularity_us: int) -> tuple[Cur
     Counted from the newest stamp and not from the clock itself, for the stamps may be those of another clock. It moves
     by a window at a time: each move is a row of history.
     """
-    if state.newest_us is None or state.newest_first_server_us is None:
+    if not clocks.is_told or state.newest_us is None or state.newest_first_server_us is None:
         return state, False
     quiet_us = clocks.source_us - state.newest_first_server_us
     idle_us = tick(min(state.newest_us + quiet_us - state.window_us, clocks.bound_us), granularity_us)

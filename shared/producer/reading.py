@@ -219,7 +219,7 @@ class Reading:
     def _clocks(self, answer: Answer) -> Clocks:
         ours_us = answer.requested_us + self._limits.clock_tolerance_us
         if answer.server_date_us is None:
-            return Clocks(answer.requested_us, ours_us)
+            return Clocks(answer.requested_us, ours_us, is_told=False)
         return Clocks(answer.server_date_us, min(answer.server_date_us, ours_us))
 
     def _bounds(self, request: Request, state: CursorState, clocks: Clocks) -> TimeBounds:

@@ -15,7 +15,7 @@ from msgspec import Meta, Struct
 
 from shared import aws, metrics
 from shared.checkpoints.archive import ArchiveUnavailable, S3SeenArchive
-from shared.checkpoints.model import CheckpointsMisconfigured, CheckpointsUnavailable, Grant
+from shared.checkpoints.model import Grant
 from shared.checkpoints.postgres import Checkpoints
 from shared.checkpoints.settings import PostgresSettings
 from shared.config import ConfigError
@@ -29,18 +29,18 @@ from shared.parked.store import ParkedSettings, ParkedStore
 from shared.producer import schemas
 from shared.producer.brake import Brake
 from shared.producer.budget import HostBudgets
-from shared.producer.capture import Capture, paused_under
+from shared.producer.capture import CHECKPOINTS_AWAY, Capture, paused_under
 from shared.producer.delivery import Delivery, Destination
 from shared.producer.feed import ChangeFeed, FeedClient
 from shared.registry.cache import SchemaCache
-from shared.registry.client import Registry, RegistryUnavailable, SchemaIncompatible, UnknownSubject
+from shared.registry.client import Registry, RegistryError, RegistryRefused, RegistryUnavailable
 from shared.registry.settings import RegistrySettings
 from shared.retry import backoff
 
 log = structlog.get_logger(__name__)
 
 
-_MENDED_OUTSIDE = (CheckpointsUnavailable, RegistryUnavailable, UnknownSubject, ContractError, SchemaIncompatible)
+_MENDED_OUTSIDE = (*CHECKPOINTS_AWAY, RegistryError, ContractError)
 """What keeps an entity waiting until somebody, or time, has mended it; the others go on."""
 
 
@@ -112,17 +112,16 @@ class Producer:
         waits = backoff(1, self._settings.lease_s)
         while not stop.is_set:
             try:
-                contract = await self._contract(entity)
-                grant = await self._lease(entity, contract, stop)
+                captured = await self._capture_if_free(entity, stop)
             except _MENDED_OUTSIDE as error:
+                metrics.ENTITY_WAITS.labels(name).set(1)
                 log.warning("entity_waits", entity=name, reason=str(error))
                 await stop.wait(next(waits))
                 continue
-            if grant is None:
-                await stop.wait(self._settings.lease_s / 3)
-                continue
+            metrics.ENTITY_WAITS.labels(name).set(0)
             waits = backoff(1, self._settings.lease_s)
-            await self._capture_once(entity, contract, grant, stop)
+            if not captured:
+                await stop.wait(self._settings.lease_s / 3)
 
     def edges(self) -> dict[str, Callable[[], Awaitable[str | None]]]:
         """For readiness: each edge's name and a call that says why it does not answer (``None``: it does)."""
@@ -141,22 +140,35 @@ class Producer:
     async def _postgres_edge(self) -> str | None:
         try:
             await self.checkpoints.ping()
-        except (CheckpointsUnavailable, CheckpointsMisconfigured) as error:
+        except CHECKPOINTS_AWAY as error:
             return str(error)
         return None
+
+    async def _capture_if_free(self, entity: Entity, stop: Stop) -> bool:
+        """False: it is another's, or paused. The lease comes first: who only stands by costs the registry nothing."""
+        grant = await self._lease(entity, stop)
+        if grant is None:
+            return False
+        try:
+            contract = await self._contract(entity)
+        except (RegistryError, ContractError):
+            await self.checkpoints.release(grant)
+            raise
+        await self._capture_once(entity, contract, grant, stop)
+        return True
 
     async def _contract(self, entity: Entity) -> Contract:
         """Registered at first; from the disk's copy while the registry is down."""
         try:
             await schemas.register(entity, self._registry)
-        except RegistryUnavailable as error:
+        except (RegistryUnavailable, RegistryRefused) as error:
             log.warning("registry_unavailable", entity=entity.name, reason=str(error))
         contract = await schemas.newest_contract(entity, self._schemas)
         if contract.general:
             log.warning("contract_on_general_path", entity=entity.name, reasons=contract.reasons)
         return contract
 
-    async def _lease(self, entity: Entity, contract: Contract, stop: Stop) -> Grant | None:
+    async def _lease(self, entity: Entity, stop: Stop) -> Grant | None:
         """One try. The more this process holds, the longer it lets others go first: so replicas share evenly."""
         if await stop.wait(min(self._held * 0.1, self._settings.lease_s / 3) + random.random() * 0.05):  # noqa: S311
             return None
@@ -164,19 +176,22 @@ class Producer:
         await self.checkpoints.ensure_entity(entity.name, start_us)
         grant = await self.checkpoints.acquire(entity.name, self._owner, self._settings.lease_s)
         if grant is None:
-            await self._resume_if_cured(entity, contract)
+            await self._resume_if_cured(entity)
         else:
             metrics.PAUSED.labels(entity.name).set(0)
         return grant
 
-    async def _resume_if_cured(self, entity: Entity, contract: Contract) -> None:
+    async def _resume_if_cured(self, entity: Entity) -> None:
         """An entity paused for invalid events goes on by itself under a newer schema than the one they failed."""
-        reason = next((s.paused_reason for s in await self.checkpoints.entities() if s.entity == entity.name), None)
+        reason = await self.checkpoints.paused_reason(entity.name)
         metrics.PAUSED.labels(entity.name).set(reason is not None)
         failed_under = paused_under(reason) if reason else None
-        if failed_under is not None and contract.schema_id != failed_under:
-            await self.checkpoints.resume(entity.name, f"schema id {contract.schema_id}")
-            log.info("entity_resumed", entity=entity.name, schema_id=contract.schema_id)
+        if failed_under is None:
+            return
+        ids = [version.schema_id for version in await self._schemas.versions(entity.schema_subject)]
+        if failed_under in ids and ids[-1] != failed_under:  # an old copy of the cache does not know it: no cure
+            await self.checkpoints.resume(entity.name, f"schema id {ids[-1]}")
+            log.info("entity_resumed", entity=entity.name, schema_id=ids[-1])
 
     async def _capture_once(self, entity: Entity, contract: Contract, grant: Grant, stop: Stop) -> None:
         ended = Stop()
@@ -209,7 +224,7 @@ class Producer:
         """Housekeeping of the seen entries; put off, never fatal, when its stores are away."""
         try:
             await self.checkpoints.tidy(grant, self._archive)
-        except (ArchiveUnavailable, CheckpointsUnavailable) as error:
+        except (ArchiveUnavailable, *CHECKPOINTS_AWAY) as error:
             log.warning("tidy_put_off", entity=grant.entity, reason=str(error))
 
 

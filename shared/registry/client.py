@@ -105,11 +105,15 @@ class Registry:
         return cls(await stack.enter_async_context(http), settings.attempts)
 
     async def register(self, subject: str, schema: str) -> int:
-        """Make ``schema`` the newest version, or find it; the id. Its compatibility is asked first.
+        """Make ``schema`` the newest version, or find it among the subject's; the id. Compatibility is asked first.
 
+        A deployment that was rolled back meets its own older version: nothing is registered then.
         Raises ``SchemaIncompatible``, ``SchemaInvalid``, ``RegistryUnavailable``, ``RegistryRefused``.
         """
         body = {"schema": schema}
+        status, found = await self._ask("POST", f"subjects/{quote(subject, safe='')}", body)
+        if status == 200:
+            return _whole_number(found, "id")
         versions = f"subjects/{quote(subject, safe='')}/versions"
         status, verdict = await self._ask("POST", f"compatibility/{versions}/latest", body, {"verbose": "true"})
         if status == 200 and verdict.get("is_compatible") is False:

@@ -25,7 +25,7 @@ class KilledDemo(Demo):
     async def trouble(self) -> None:
         for number in range(KILLS):
             for name in ("poller", "sink"):
-                await asyncio.sleep(random.uniform(0.2, 2.0))  # the moment is what is random here
+                await asyncio.sleep(random.uniform(0.2, 1.5))  # the moment is what is random here
                 await asyncio.to_thread(self.stack.kill, name)
                 if name == "poller":
                     await self._cursor_is_not_ahead()
@@ -48,7 +48,7 @@ class KilledDemo(Demo):
 
 async def test_the_balance_adds_up_over_kills_and_a_broker_outage() -> None:
     options = Options(
-        seconds=KILLS * 12, writers=4, rate=60, manner="both", plain=True, keep=False, name=f"kills-{os.getpid()}"
+        seconds=KILLS * 9, writers=4, rate=60, manner="both", plain=True, keep=False, name=f"kills-{os.getpid()}"
     )
     screen = Screen(plain=True)
     with Stack(options.name, report=screen.say) as stack:

@@ -178,7 +178,7 @@ class RetrierWorld:
     async def until(self, claim: Callable[[list[Row]], bool], within_s: float = 60.0) -> list[Row]:
         """The rows, once they are as claimed."""
         async with asyncio.timeout(within_s):
-            while not claim(rows := await self.rows()):
+            while not claim(rows := await self.rows()):  # noqa: ASYNC110  # a table can only be looked at
                 await asyncio.sleep(0.02)
         return rows
 

@@ -498,9 +498,25 @@ def test_unknown_outcomes_end_after_twenty_tries_that_met_no_outage(bench: Parke
         assert (actions.count("again"), actions[-1], len(actions)) == (26, "stale", 27)
         assert row is not None
         assert (row.att, row.tries, row.stale_why, len(row.errs)) == (0, 27, "tries", 5)
+        assert row.event.maybe_sent
         assert await bench.transitions.wake(row, 0, "operator", operator=True)
         lease = await claimed(bench, row)
         assert after_failure(standing(lease), Reason.KAFKA_UNKNOWN, bench.clock.now_ms).action == "again"
+
+    bench.run(check())
+
+
+def test_an_unknown_outcome_at_the_last_try_is_remembered(bench: ParkedBench) -> None:
+    async def check() -> None:
+        lease = await a_lease(bench)
+        bench.clock.advance(8 * DAY_S)
+        lease = await claimed(bench, lease)
+        after = after_failure(standing(lease), Reason.KAFKA_UNKNOWN, bench.clock.now_ms)
+        await bench.transitions.failed(lease, after, "timed out", maybe_sent=True, fingerprint="ef" * 8)
+
+        row = await bench.transitions.look(lease)
+        assert row is not None
+        assert (row.state, row.event.maybe_sent, row.event.fingerprint) == (State.STALE, True, "ef" * 8)
 
     bench.run(check())
 

@@ -92,6 +92,7 @@ async def test_parked_events_go_to_their_topic_as_first_seen_and_leave_the_table
         assert await world.metric(name, f'tidemark_retries_total{{entity="{ENTITY}",outcome="published"}}') == 300
 
 
+@pytest.mark.timeout(600 if FULL else 180)
 async def test_what_an_outage_parked_is_on_the_topic_after_it_and_within_the_share(
     stack: Stack, tmp_path: Path, broker: Broker
 ) -> None:
@@ -102,6 +103,8 @@ async def test_what_an_outage_parked_is_on_the_topic_after_it_and_within_the_sha
         events = world.events(range(100 + PARKED_IN_OUTAGE))
         await delivery.deliver(events[:100])
         name = await world.start(publishes_per_s_max=per_s * 5)
+        await world.store.park(world.parked(range(99, 100)))  # has been sent: so it is there twice
+        await world.drained()
         await asyncio.to_thread(stack.kill, broker.name)
         for first in range(100, len(events), 250):
             await delivery.deliver(events[first : first + 250])
@@ -114,9 +117,9 @@ async def test_what_an_outage_parked_is_on_the_topic_after_it_and_within_the_sha
         await asyncio.to_thread(stack.start, broker.name)
         await world.drained(within_s=120)
         records = await world.records()
-        again = [record for record in records if parse_headers(record.headers).attempt]
+        again = [r for r in records if parse_headers(r.headers).attempt and r.key != b"99"]
         sent = Counter(ids(records))
-        unsure = {row.event.event_id for row in probed if row.event.maybe_sent}
+        unsure = {row.event.event_id for row in probed if row.event.maybe_sent} | {events[99].event_id}
         assert set(sent) == {event.event_id for event in events}
         assert {event_id for event_id, count in sent.items() if count > 1} <= unsure
         assert busiest_second(record.timestamp for record in again) <= per_s
@@ -163,6 +166,7 @@ async def test_whoever_was_frozen_for_twice_its_lease_changes_nothing(stack: Sta
         assert await world.items() == 0
 
 
+@pytest.mark.timeout(1_800 if FULL else 180)
 async def test_killed_and_frozen_at_random_moments_nothing_is_lost_and_repeats_are_the_same_event(
     stack: Stack, tmp_path: Path
 ) -> None:
@@ -228,7 +232,6 @@ async def test_a_new_schema_version_wakes_what_it_accepts_and_leaves_the_rest(st
         assert await world.records() == []
 
         await world.register(schema(COLOUR))
-        await asyncio.to_thread(stack.restart, name)  # asks the registry anew at once
         await world.drained(left=10)
         assert Counter(ids(await world.records())) == Counter(event.event_id for event in coloured)
         assert {row.event.event_id for row in await world.rows()} == {event.event_id for event in shaped}
@@ -312,5 +315,5 @@ async def _end_later(stack: Stack, name: str) -> None:
 
 async def _shows(world: RetrierWorld, name: str, series: str, value: float) -> None:
     async with asyncio.timeout(20):
-        while await world.metric(name, series) != value:
+        while await world.metric(name, series) != value:  # noqa: ASYNC110  # metrics can only be looked at
             await asyncio.sleep(0.05)

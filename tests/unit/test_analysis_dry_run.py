@@ -3,6 +3,7 @@
 import json
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
@@ -13,9 +14,13 @@ from shared.events.model import Reason
 from shared.events.repair import Number
 from shared.parked import dry_run as module
 from shared.parked.analysis import NotYet
+from shared.parked.bodies import Bodies
+from shared.parked.calls import Calls, Lanes
 from shared.parked.dry_run import OTHER_PATHS, Tally, count_passing, dry_run
+from shared.parked.items import Item, body_item, draft_of, meta_item, row_of
 from shared.parked.model import ParkedEvent, State
 from shared.parked.queries import ParkedFilter
+from shared.parked.streaming import ParkedStreams
 from shared.parked.wake import NoAnalyst
 from shared.producer.analysts import Analysts, candidate
 from shared.registry.cache import SchemaCache
@@ -171,3 +176,33 @@ async def test_a_schema_can_be_tried_before_it_is_registered() -> None:
     assert tally.text() == "of 1 parked, 1 would pass with this schema"
     with pytest.raises(ContractError):
         candidate(replace(ENTITY, rules=replace(RULES, key=("other",))), schema(AMOUNT))
+
+
+class HalfReading:
+    """A DynamoDB that answers each batch in part, and now and then not at all."""
+
+    def __init__(self, items: Sequence[Item]) -> None:
+        self._items = {(item["pk"]["S"], item["sk"]["S"]): item for item in items}
+        self.asked: list[int] = []
+
+    async def batch_get_item(self, RequestItems: dict[str, Any]) -> dict[str, Any]:
+        ((table, request),) = RequestItems.items()
+        keys = request["Keys"]
+        self.asked.append(len(keys))
+        read = 0 if len(self.asked) % 3 == 2 else (len(keys) + 1) // 2
+        found = [self._items.get((key["pk"]["S"], key["sk"]["S"])) for key in keys[:read]]
+        left = {table: {"Keys": keys[read:]}} if keys[read:] else {}
+        return {"Responses": {table: [item for item in found if item is not None]}, "UnprocessedKeys": left}
+
+
+async def test_what_a_batch_leaves_unread_is_asked_for_again() -> None:
+    drafts = [draft_of(event(number, number), 1, 300_000) for number in range(120)]
+    metas = [meta_item(draft) for draft in drafts]
+    table = HalfReading([*metas[:-1], *(body_item(draft) for draft in drafts[1:])])
+    calls = Calls(table, "parked", Lanes(1))
+    streams = ParkedStreams(calls, "parked", Bodies(calls, calls, "parked", "b", budget_s=5, body_bytes_max=300_000))
+
+    found = [each async for chunk in streams.events([row_of(meta) for meta in metas]) for each in chunk]
+
+    assert [each and each.raw for each in found] == [None, *(draft.event.raw for draft in drafts[1:-1]), None]
+    assert max(table.asked) == 100

@@ -44,6 +44,16 @@ def test_old_pages_leave_the_window_by_time_and_by_count() -> None:
     assert brake.refusal(2, page(100, 40)) is None
 
 
+def test_the_polls_of_an_idle_entity_are_not_kept() -> None:
+    brake = Brake(PauseRules())
+    brake.count(0, [True] * 199)
+    for second in range(10_000):
+        brake.count(second, [])
+
+    assert len(brake._pages) == 1
+    assert brake.refusal(1, [True]) == "200 invalid events in a row"
+
+
 def test_a_row_of_invalid_events_across_pages_pauses() -> None:
     brake = Brake(PauseRules(invalid_max=10_000))
     brake.count(0, [False] + [True] * 150)

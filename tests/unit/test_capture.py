@@ -171,6 +171,22 @@ async def test_a_commit_of_unknown_outcome_is_repeated_with_the_same_page() -> N
     assert len({commit.shown_us for commit in world.checkpoints.commits}) == len(world.checkpoints.commits)
 
 
+async def test_a_source_that_drips_does_not_hold_up_a_stop() -> None:
+    world = World(rows(1))
+    asked = asyncio.Event()
+
+    async def drip(request: Request) -> FeedAnswer:
+        asked.set()
+        await asyncio.sleep(3600)
+        raise AssertionError
+
+    world.feed.fetch = drip  # type: ignore[method-assign]
+
+    await world.run(asked.is_set)
+
+    assert world.checkpoints.released == [True]
+
+
 async def test_a_lost_lease_ends_the_reading_at_once() -> None:
     world = World(rows(3))
     world.checkpoints.fenced = True

@@ -1,11 +1,12 @@
 import json
+from collections.abc import Sequence
 
 import pytest
 
 from shared.entities import PauseRules
 from shared.events.contract import compile_contract
 from shared.events.identity import Identifier
-from shared.events.model import Event, EventRules, Reason
+from shared.events.model import Event, EventRules, Reason, RejectedEvent, Sighting
 from shared.kafka.records import NotPublished
 from shared.lifecycle import Stop
 from shared.producer.brake import Brake
@@ -109,6 +110,15 @@ async def test_an_event_of_unknown_outcome_is_parked_whatever_the_budget_and_say
     assert [(p.reason, p.maybe_sent) for p in parked.events] == [(Reason.KAFKA_UNKNOWN, True)]
 
 
+async def test_a_topic_that_takes_nothing_does_not_flood_the_parked_table() -> None:
+    missing = NotPublished(Reason.KAFKA_TOPIC, "unknown topic")
+    kafka, parked = FakeKafka([missing] * 3), FakeParked()
+
+    await delivery(kafka, parked, outage_max=4).deliver(events(*map(good, range(10))))
+
+    assert (len(parked.events), len(kafka.acked)) == (4, 6)
+
+
 async def test_a_stop_while_events_wait_leaves_the_page_unfinished() -> None:
     down = FakeKafka([UNAVAILABLE] * 9)
     with pytest.raises(Interrupted):
@@ -132,6 +142,23 @@ async def test_a_flood_of_invalid_events_pauses_before_anything_is_sent_or_parke
         await delivery(kafka, parked).deliver(events(good(0), *map(bad, range(1, 201))))
 
     assert (kafka.calls, parked.events) == (0, [])
+
+
+async def test_an_event_that_trips_our_own_code_spoils_only_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    kafka, parked = FakeKafka(), FakeParked()
+    one = delivery(kafka, parked)
+    encode = one.contract.encode
+
+    def trip(sightings: Sequence[Sighting]) -> list[bytes | RejectedEvent | None]:
+        if any(sighting.key == "3" for sighting in sightings):
+            raise ZeroDivisionError
+        return encode(sightings)
+
+    monkeypatch.setattr(one.contract, "encode", trip)
+    await one.deliver(events(*map(good, range(5))))
+
+    assert [record.key for record in kafka.acked] == [b"0", b"1", b"2", b"4"]
+    assert [(p.key, p.reason) for p in parked.events] == [("3", Reason.BUG)]
 
 
 async def test_an_event_that_is_no_json_is_parked_with_its_raw_bytes() -> None:

@@ -120,6 +120,12 @@ def test_an_outage_never_uses_up_an_events_chances() -> None:
     assert (after.action, after.counts, after.free) == ("again", False, True)
 
 
+def test_only_tries_whose_end_is_unknown_count_towards_the_limit_on_tries() -> None:
+    free = {outcome for outcome in Reason if after_failure(a_row(outcome), outcome, NOW_MS).free}
+
+    assert free == set(Reason) - {Reason.KAFKA_UNKNOWN}
+
+
 def test_the_fifth_failure_of_ours_gives_the_event_up_as_a_bug() -> None:
     after = after_failure(a_row(Reason.INVALID, att=4), Reason.BUG, NOW_MS)
 

@@ -82,11 +82,24 @@ async def test_nothing_is_registered_that_the_registry_calls_incompatible() -> N
 
     def answer(request: httpx.Request) -> httpx.Response:
         asked.append(request.url.path)
+        if request.url.path == "/subjects/s":
+            return httpx.Response(404, json={"error_code": 40403, "message": "not among its versions"})
         return httpx.Response(200, json={"is_compatible": False, "messages": ["field b has no default"]})
 
     with pytest.raises(SchemaIncompatible, match="field b has no default"):
         await registry(answer).register("s", "{}")
-    assert asked == ["/compatibility/subjects/s/versions/latest"]
+    assert asked == ["/subjects/s", "/compatibility/subjects/s/versions/latest"]
+
+
+async def test_a_deployment_that_was_rolled_back_finds_its_older_version_and_registers_nothing() -> None:
+    asked = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(request.url.path)
+        return httpx.Response(200, json={"id": 7, "version": 1})
+
+    assert await registry(answer).register("s", "{}") == 7
+    assert asked == ["/subjects/s"]
 
 
 async def test_an_incompatible_schema_that_slips_past_the_question_is_named_too() -> None:
