@@ -1,8 +1,9 @@
 """The balance sheet of the conservation law, over distinct event ids. Pure: ``books.py`` counts, this compares.
 
-A change is accounted for when it is in a raw object or parked. Two questions are asked of each entity: is everything
-that the poller has *seen* accounted for, and is everything that the bank has *really* done? And one of each partition:
-is every Kafka offset in a raw object exactly once?
+A change is accounted for when it is in a raw object, parked or archived. Three questions are asked of each entity: is
+everything that the poller has *seen* accounted for, is everything that the bank has *really* done, and was somebody
+told of what has nothing but its archived copy left? And one of each partition: is every Kafka offset in a raw object
+exactly once?
 """
 
 from collections import Counter
@@ -44,6 +45,11 @@ class ParkedItem(Struct, frozen=True, kw_only=True):
     place: Place | None = None  # an undecodable record: its offset is accounted for here
 
 
+class ArchivedItem(Struct, frozen=True, kw_only=True):
+    event_id: str
+    told: bool  # a channel has accepted a notice about its group
+
+
 class Books(Struct, frozen=True, kw_only=True):
     """What the real stores hold of one entity."""
 
@@ -53,6 +59,7 @@ class Books(Struct, frozen=True, kw_only=True):
     seen: frozenset[str]
     raw: Sequence[RawRow]
     parked: Sequence[ParkedItem]
+    archived: Sequence[ArchivedItem] = ()  # parked ones have their copy here before they leave
     log: Mapping[int, range]  # Kafka's offsets per partition
     final_versions: Mapping[str, int] = {}  # rows: each key's version in the bank, where the row is not flawed
     chain_problems: Sequence[str] = ()  # of the ledger: gaps and overlaps between objects
@@ -69,11 +76,14 @@ class Balance(Struct, frozen=True, kw_only=True):
     raw_rows: int
     parked: int
     parked_by_reason: Mapping[str, int]
+    archived: int  # and no longer parked
     twice: Mapping[str, int]  # in raw and parked, by reason of the parking
+    redriven: int  # in raw and archived: given up once, and published after all
     unrecorded: int  # in raw or parked, but not among the seen entries
     repeated: int  # raw rows beyond one per event id
     offsets: int
     missing: Sequence[str]  # event ids and changes that are nowhere
+    untold: Sequence[str]  # event ids that are in the archive alone, and nobody was told
     offsets_missing: Sequence[str]
     offsets_twice: Sequence[str]
     offsets_unknown: Sequence[str]  # in a raw object, but not in Kafka
@@ -84,14 +94,16 @@ class Balance(Struct, frozen=True, kw_only=True):
 
     @property
     def adds_up(self) -> bool:
-        names = (self.missing, self.offsets_missing, self.offsets_twice, self.offsets_unknown, self.outdated)
+        names = (self.missing, self.untold, self.offsets_missing, self.offsets_twice, self.offsets_unknown, self.outdated)
         return not any((*names, self.confused, self.chain_problems, self.nameless))
 
 
 def balance(books: Books) -> Balance:
     raw_ids = {row.event_id for row in books.raw if row.event_id is not None}
     parked = {item.event_id: item for item in books.parked if item.event_id}
-    accounted = raw_ids | parked.keys()
+    archived = {item.event_id for item in books.archived}
+    told = {item.event_id for item in books.archived if item.told}
+    accounted = raw_ids | parked.keys() | archived
     places = Counter(row.place for row in books.raw)
     places.update(item.place for item in books.parked if item.place is not None and item.place not in places)
     offsets = {(partition, offset) for partition, span in books.log.items() for offset in span}
@@ -104,11 +116,14 @@ def balance(books: Books) -> Balance:
         raw_rows=len(books.raw),
         parked=len(parked),
         parked_by_reason=_counted(item.reason for item in parked.values()),
+        archived=len(archived - parked.keys()),
         twice=_counted(parked[event_id].reason for event_id in raw_ids & parked.keys()),
+        redriven=len(raw_ids & archived),
         unrecorded=len(accounted - books.seen),
         repeated=sum(1 for row in books.raw if row.event_id is not None) - len(raw_ids),
         offsets=len(offsets),
         missing=sorted(_unaccounted(books, accounted)),
+        untold=sorted(archived - told - raw_ids - parked.keys()),
         offsets_missing=_places(offsets - places.keys()),
         offsets_twice=_places(place for place, count in places.items() if count > 1),
         offsets_unknown=_places(places.keys() - offsets),
@@ -170,10 +185,12 @@ def _places(places: Iterable[Place]) -> list[str]:
 def render(sheets: Sequence[Balance]) -> list[str]:
     """The sheet as text. Its last line with the word "missing" says how many changes are missing in all."""
     lines = _table(sheets)
+    archived = any(sheet.archived for sheet in sheets)
     for sheet in sheets:
         lines += [f"  {sheet.entity}: {line}" for line in _faults(sheet)]
     if all(sheet.adds_up for sheet in sheets):
-        lines += ["", "Every change is in the raw bucket or parked, and every Kafka offset is in one raw object."]
+        where = "in the raw bucket, parked or archived" if archived else "in the raw bucket or parked"
+        lines += ["", f"Every change is {where}, and every Kafka offset is in one raw object."]
     else:
         lines += ["", "THE BOOKS DO NOT ADD UP: see above."]
     return [*lines, f"missing: {sum(len(sheet.missing) for sheet in sheets)}"]
@@ -182,15 +199,18 @@ def render(sheets: Sequence[Balance]) -> list[str]:
 def _table(sheets: Sequence[Balance]) -> list[str]:
     reasons = sorted({reason for sheet in sheets for reason in sheet.parked_by_reason})
     doubled = sorted({reason for sheet in sheets for reason in sheet.twice})
+    redriven = any(sheet.redriven for sheet in sheets)
     rows: list[tuple[str, Sequence[int | str]]] = [
         ("in the bank (outbox changes, or rows)", [sheet.truth for sheet in sheets]),
         ("seen by the poller (Postgres)", [sheet.seen for sheet in sheets]),
         ("in raw objects (S3)", [sheet.raw for sheet in sheets]),
         ("parked (DynamoDB)", [sheet.parked for sheet in sheets]),
         *((f"    {reason}", [sheet.parked_by_reason.get(reason, 0) for sheet in sheets]) for reason in reasons),
-        ("in two places", [sum(sheet.twice.values()) for sheet in sheets]),
+        ("archived, and gone from there (S3)", [sheet.archived for sheet in sheets]),
+        ("in two places", [sum(sheet.twice.values()) + sheet.redriven for sheet in sheets]),
         *((f"    parked as {reason}", [sheet.twice.get(reason, 0) for sheet in sheets]) for reason in doubled),
-        ("in neither place", [len(sheet.missing) for sheet in sheets]),
+        *([("    archived, and published since", [sheet.redriven for sheet in sheets])] if redriven else []),
+        ("in no place", [len(sheet.missing) for sheet in sheets]),
         ("Kafka offsets", [sheet.offsets for sheet in sheets]),
         ("raw rows", [sheet.raw_rows for sheet in sheets]),
         ("    of an event that has one already", [sheet.repeated for sheet in sheets]),
@@ -213,7 +233,8 @@ def _cell(value: int | str, width: int) -> str:
 def _faults(sheet: Balance) -> list[str]:
     """One line per kind of hole, in words that don't end in a number that could be mistaken for the total."""
     found = [
-        ("in neither place", sheet.missing),
+        ("in no place", sheet.missing),
+        ("archived and gone, but nobody was told", sheet.untold),
         ("offset in no raw object", sheet.offsets_missing),
         ("offset in two raw objects", sheet.offsets_twice),
         ("raw row of no Kafka offset", sheet.offsets_unknown),

@@ -3,7 +3,6 @@
 import base64
 import heapq
 from argparse import Namespace
-from collections.abc import AsyncIterator
 from typing import Any
 
 from msgspec import Struct, to_builtins
@@ -98,20 +97,14 @@ async def groups(edges: Edges, selection: Selection) -> Outcome:
 async def _oldest(
     edges: Edges, selection: Selection, limit: int, after: str | None
 ) -> tuple[list[ParkedRow], str | None]:
-    """(at most ``limit`` rows, where to go on). Where the index can't see to the whole filter every row is read, once."""
+    """(at most ``limit`` rows, where to go on). What the index can't filter is found by reading every row, once."""
     if selection.is_all_index:
         page = await (await edges.parked()).find(selection.filter, limit=limit, after=after)
         return page.rows, page.after
-    rows = [row async for row in _smallest(edges, selection, limit + 1, after or "")]
+    rows: list[ParkedRow] = []
+    async for page_of_index in (await edges.desk()).walk.pages(selection, above=after or ""):
+        rows = heapq.nsmallest(limit + 1, [*rows, *page_of_index.rows], key=place_of)
     return rows[:limit], place_of(rows[limit - 1]) if len(rows) > limit else None
-
-
-async def _smallest(edges: Edges, selection: Selection, count: int, above: str) -> AsyncIterator[ParkedRow]:
-    kept: list[ParkedRow] = []
-    async for page in (await edges.desk()).walk.pages(selection, above=above):
-        kept = heapq.nsmallest(count, [*kept, *page.rows], key=place_of)
-    for row in kept:
-        yield row
 
 
 class _Group(Struct):

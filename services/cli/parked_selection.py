@@ -13,7 +13,7 @@ FILTERS = ("entity", "reason", "state", "group", "path", "owner", "key", "id", "
 
 
 def selection_of(edges: Edges, arguments: Namespace, now_us: int) -> Selection:
-    """Ages become times, so that they mean the same later. Raises ``ConfigError``: an entity that is not in the folder."""
+    """Ages become times, so that they mean the same later. Raises ``ConfigError``: an entity isn't in the folder."""
     ids = tuple(dict.fromkeys(arguments.id or ()))
     if len(ids) > IDS_MAX:
         raise ConfigError([f"--id: at most {IDS_MAX} at once; use --group, --path or --entity for more"])

@@ -56,7 +56,7 @@ class Pace(Struct, frozen=True, kw_only=True):
 
 
 class Retrier:
-    """``topics``: entity → topic, of all that is configured."""
+    """``topics``: entity → topic, of all that is configured. ``gates``: of the same topics, from an earlier run."""
 
     def __init__(
         self,
@@ -66,6 +66,7 @@ class Retrier:
         share: Share,
         pace: Pace,
         *,
+        gates: Gates | None = None,
         beat: Callable[[], None] = lambda: None,
         monotonic_s: Callable[[], float] = time.monotonic,
         wall_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
@@ -73,7 +74,7 @@ class Retrier:
         self._topics = dict(topics)
         self._queue, self._redrive, self._share, self._pace = queue, redrive, share, pace
         self._beat, self._monotonic_s, self._wall_ms = beat, monotonic_s, wall_ms
-        self._gates = Gates(self._topics.values())
+        self._gates = Gates(self._topics.values()) if gates is None else gates
         self._busy: dict[str, int] = {}  # entity → rows handed to its batch
         self._put_off: dict[str, float] = {}  # entity → not before
         self._news = asyncio.Event()

@@ -20,9 +20,9 @@ from shared.parked.walk import Position
 
 BUDGET_S = 20.0
 
-Woke = Literal["woken", "hurried", "due", "busy", "gone"]
+Woke = Literal["woken", "hurried", "due", "busy", "gone", "damaged"]
 """What became of a row: ``hurried``: it was due later, and is now; ``due``: it was to be tried now anyway; ``busy``: a
-worker has it; ``gone``: it has left the table, or is no longer what was selected."""
+worker has it; ``gone``: it has left the table, or is no longer what was selected; ``damaged``: its evidence is."""
 
 
 class UnknownJob(Exception):

@@ -34,6 +34,8 @@ from shared.registry.settings import RegistrySettings
 from tests.fakes.kafka_log import read_topic
 
 ENTITY = "payments"
+TOPICLESS = "refunds"
+"""Configured like the other; its topic was never created."""
 AT_US = 1_760_000_000_000_000
 FIELDS: list[dict[str, Any]] = [
     {"name": "id", "type": "long"},
@@ -94,13 +96,15 @@ class RetrierWorld:
             "repair": repair,
         }
         sources = {"bank": {"url": "http://127.0.0.1:9/cdc", "since_format": "epoch_us"}}
-        config = {"sources": sources, "owners": {"payments": {}}, "entities": {ENTITY: entity}}
+        entries = {ENTITY: entity, TOPICLESS: entity}
+        config = {"sources": sources, "owners": {"payments": {}}, "entities": entries}
         (self.folder / "entities.yaml").write_text(json.dumps(config))  # YAML holds JSON
         entities = load_entities(self.folder, self.name)
         self.entity = entities.entities[ENTITY]
         self.table = entities.namespace.table("tidemark_parked")
         self.registry = await Registry.open(RegistrySettings(url=self.env["TIDEMARK_REGISTRY_URL"]), self.resources)
         await self.register(schema())
+        await self.registry.register(entities.entities[TOPICLESS].schema_subject, schema())
         settings = ParkedSettings(table=self.table, bucket=f"{self.name}-parked")
         self.store = await ParkedStore.open(settings, self.resources)
         await self.store.ensure_table()

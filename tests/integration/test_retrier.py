@@ -31,6 +31,7 @@ from tests.fakes.retrier_world import (
     DELIVERY_S,
     ENTITY,
     LEASE_S,
+    TOPICLESS,
     RetrierWorld,
     busiest_second,
     due_now,
@@ -90,6 +91,9 @@ async def test_parked_events_go_to_their_topic_as_first_seen_and_leave_the_table
         assert busiest_second(record.timestamp for record in records) <= 100, "by the broker's clock"
         assert await world.items() == 0, "a body was left behind"
         assert await world.metric(name, f'tidemark_retries_total{{entity="{ENTITY}",outcome="published"}}') == 300
+        group = f'entity="{ENTITY}",reason="kafka_unavailable"'
+        await _shows(world, name, f'tidemark_parked_items{{{group},state="PARKED"}}', 0)
+        await _shows(world, name, f"tidemark_parked_oldest_timestamp_seconds{{{group}}}", None)
 
 
 @pytest.mark.timeout(600 if FULL else 180)
@@ -274,21 +278,24 @@ async def test_without_the_registry_what_its_cached_schema_accepts_goes_on(stack
         assert len(await world.records()) == 6
 
 
-async def test_an_event_that_no_topic_takes_keeps_nobody_waiting(stack: Stack, tmp_path: Path) -> None:
+async def test_what_cannot_be_sent_keeps_nobody_waiting(stack: Stack, tmp_path: Path) -> None:
     async with retrier_world(stack, tmp_path) as world:
         good, broken = world.parked(range(50)), world.parked([50])[0]
         adrift = replace(world.parked([51])[0], entity="forgotten")
         late = replace(world.parked([52])[0], entity="forgotten", at_us=1)
+        topicless = [replace(event, entity=TOPICLESS) for event in world.parked(range(60, 80))]
         unusable = replace(broken, reason=Reason.BUG, raw=b"{", path="")
-        await world.store.park([due_now(event) for event in (unusable, adrift, late, *good)])
+        await world.store.park([due_now(event) for event in (*topicless, unusable, adrift, late, *good)])
         await world.start()
-        rows = await world.until(lambda rows: len(rows) == 3 and all(row.tries for row in rows))
+        rows = await world.until(lambda rows: len(rows) == 23 and all(row.tries for row in rows))
 
         assert Counter(ids(await world.records())) == Counter(event.event_id for event in good)
         states = {row.event.event_id: (row.state, row.event.reason) for row in rows}
         assert states[broken.event_id] == (State.HELD, Reason.HOSTILE)
         assert states[adrift.event_id] == (State.PARKED, Reason.KAFKA_UNAVAILABLE)
         assert [row.state for row in rows if row.stale_why] == [State.STALE], "too old, and its entity is gone"
+        refused = await world.until(lambda rows: not any(row.lease_token for row in rows))
+        assert Counter(row.event.reason for row in refused if row.event.entity == TOPICLESS) == {Reason.KAFKA_TOPIC: 20}
 
 
 def _delivery(world: RetrierWorld, publisher: Publisher) -> Delivery:
@@ -313,7 +320,7 @@ async def _end_later(stack: Stack, name: str) -> None:
     await asyncio.to_thread(stack.kill, name)
 
 
-async def _shows(world: RetrierWorld, name: str, series: str, value: float) -> None:
+async def _shows(world: RetrierWorld, name: str, series: str, value: float | None) -> None:
     async with asyncio.timeout(20):
         while await world.metric(name, series) != value:  # noqa: ASYNC110  # metrics can only be looked at
             await asyncio.sleep(0.05)

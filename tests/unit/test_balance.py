@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from deploy.demo.balance import Balance, Books, ParkedItem, RawRow, Truth, balance, render
+from deploy.demo.balance import ArchivedItem, Balance, Books, ParkedItem, RawRow, Truth, balance, render
 
 
 def truth(number: int) -> Truth:
@@ -75,6 +75,37 @@ def test_an_event_in_two_places_is_named_with_its_reason_and_is_no_fault() -> No
     assert sheet.adds_up
     assert sheet.twice == {"kafka_unknown": 1}
     assert "parked as kafka_unknown" in said(sheet)
+
+
+def test_an_archived_event_whose_owner_was_told_is_accounted_for() -> None:
+    sheet = balance(books(parked=books().parked[1:], archived=[ArchivedItem(event_id="id2", told=True)]))
+
+    assert sheet.adds_up
+    assert (sheet.parked, sheet.archived) == (1, 1)
+    assert "in the raw bucket, parked or archived" in said(sheet)
+
+
+def test_an_archived_event_that_is_still_parked_counts_as_parked() -> None:
+    sheet = balance(books(archived=[ArchivedItem(event_id="id2", told=False)]))
+
+    assert sheet.adds_up
+    assert (sheet.parked, sheet.archived) == (2, 0)
+
+
+def test_an_event_that_left_without_a_word_to_anybody_is_a_fault() -> None:
+    sheet = balance(books(parked=books().parked[1:], archived=[ArchivedItem(event_id="id2", told=False)]))
+
+    assert not sheet.adds_up
+    assert (list(sheet.untold), list(sheet.missing)) == (["id2"], [])
+    assert "nobody was told: id2" in said(sheet)
+
+
+def test_an_archived_event_that_was_published_after_all_is_named_and_is_no_fault() -> None:
+    sheet = balance(books(archived=[ArchivedItem(event_id="id1", told=False)]))
+
+    assert sheet.adds_up
+    assert sheet.redriven == 1
+    assert "archived, and published since" in said(sheet)
 
 
 def test_an_offset_without_a_raw_row_is_a_fault() -> None:
