@@ -169,6 +169,8 @@ class Entity(Struct, frozen=True, kw_only=True):
     cap_period_s: float = 600.0
     seen_bytes_max: int = 256 * 1024 * 1024
     outage_parked_events_max: int = 10_000
+    stale_after_s: float = 7 * 86_400.0
+    """How long a refused event waits for a cure (a schema, a repair rule, an operator) before its owner is told."""
     future_s_max: float = 86_400.0
     clock_tolerance_s: float = 2.0
     pause: PauseRules = PauseRules()
@@ -304,6 +306,7 @@ class _EntityForm(Struct, kw_only=True):
     cap_period_s: Seconds | None = None
     seen_bytes_max: Annotated[int, Meta(ge=64 * 1024)] | None = None
     outage_parked_events_max: Annotated[int, Meta(ge=0)] | None = None
+    stale_after_s: Seconds | None = None
     future_s_max: Seconds | None = None
     clock_tolerance_s: Annotated[float, Meta(ge=0, le=3600)] | None = None
     event_bytes_max: Annotated[int, Meta(ge=64, le=16 * 1024 * 1024)] | None = None
@@ -315,7 +318,7 @@ class _EntityForm(Struct, kw_only=True):
 _PASSED_ON = (
     *("source_entity", "records", "partitions", "poll_interval_s", "page_rows", "page_rows_max", "start_at"),
     *("window_s", "lookback_period_s", "lateness_cap_s", "cap_period_s", "seen_bytes_max"),
-    *("outage_parked_events_max", "future_s_max", "clock_tolerance_s"),
+    *("outage_parked_events_max", "stale_after_s", "future_s_max", "clock_tolerance_s"),
 )
 """Fields of the form that the entity takes as they are; its defaults stand where they are not written."""
 

@@ -1,12 +1,14 @@
-"""How much is parked, and since when: exact counts by COUNT over the index ``grp``, right within one refresh."""
+"""How much is parked, and since when: exact as far as the indexes have come, right within one refresh.
+
+One COUNT over the 32 partitions of ``due`` says how much there is. Few items are then listed from that index, which
+knows entity, reason and state; many are counted group by group over ``grp``, 48 queries a group that has any.
+"""
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from contextlib import AsyncExitStack
-from typing import Any
-
-from msgspec import Struct
+from typing import Any, Literal, TypeVar
 
 from services.dynamo_retrier.ports import Stopping
 from shared import metrics
@@ -14,20 +16,20 @@ from shared.aws import open_client
 from shared.events.model import Reason
 from shared.logs import get_logger
 from shared.parked.calls import Budget, Calls, Lanes, ParkedUnavailable
-from shared.parked.model import SHARDS, State, group_partition
+from shared.parked.model import SHARDS, State, due_partition, group_partition
 
 log = get_logger(__name__)
 
 CALLS_IN_FLIGHT = 4  # counting never takes the calls of those who re-drive
 BUDGET_S = 10.0
 LOAD_MAX = 0.1  # of the time, at most, is spent counting
+LISTED_MAX = 10_000
+
+Index = Literal["due", "grp"]
+_T = TypeVar("_T")
 
 
-class Group(Struct, frozen=True):
-    """All items of one entity and reason."""
-
-    states: dict[State, int]
-    oldest_us: int | None
+Groups = dict[tuple[str, Reason], dict[State, int]]
 
 
 class Census:
@@ -55,63 +57,94 @@ class Census:
                 return
 
     async def refresh(self) -> None:
-        """Raises ``ParkedUnavailable``; the figures of groups counted until then are new."""
+        """Raises ``ParkedUnavailable``."""
+        groups = await self.count()
+        oldest_us = {group: await self._oldest_us(*group) for group in groups}
         for entity in self._entities:
             for reason in Reason:
-                _show(entity, reason, await self.count(entity, reason))
+                _show(entity, reason, groups.get((entity, reason), {}), oldest_us.get((entity, reason)))
         metrics.PARKED_COUNTED.set(time.time())
 
-    async def count(self, entity: str, reason: Reason) -> Group:
-        """Raises ``ParkedUnavailable``."""
-        async with asyncio.TaskGroup() as tasks:
-            shards = [
-                tasks.create_task(self._shard(group_partition(entity, reason, number))) for number in range(SHARDS)
-            ]
-        groups = [task.result() for task in shards]
-        oldest = [group.oldest_us for group in groups if group.oldest_us is not None]
-        states = {state: sum(group.states[state] for group in groups) for state in State}
-        return Group(states, min(oldest, default=None))
+    async def count(self) -> Groups:
+        """Of the configured entities, groups without items left out. Raises ``ParkedUnavailable``."""
+        partitions = [due_partition(queue, number) for queue in ("r", "n") for number in range(SHARDS)]
+        total = sum(await self._all([self._total("due", partition) for partition in partitions]))
+        if total <= LISTED_MAX:
+            return self._grouped(await self._all([self._listed(partition) for partition in partitions]))
+        groups: Groups = {}
+        for entity in self._entities:
+            for reason in Reason:
+                if any((states := await self._counted(entity, reason)).values()):
+                    groups[entity, reason] = states
+        return groups
 
-    async def _shard(self, partition: str) -> Group:
-        total = await self._total(partition)
+    async def _listed(self, partition: str) -> list[dict[str, Any]]:
+        query = self._query("due", partition, ProjectionExpression="entity, reason, #st")
+        query["ExpressionAttributeNames"] = {"#st": "st"}
+        return [item async for page in self._pages(query) for item in page["Items"]]
+
+    def _grouped(self, listed: Sequence[list[dict[str, Any]]]) -> Groups:
+        groups: Groups = {}
+        for item in (item for part in listed for item in part):
+            if item["entity"]["S"] in self._entities:
+                group = item["entity"]["S"], Reason(item["reason"]["S"])
+                states = groups.setdefault(group, dict.fromkeys(State, 0))
+                states[State(item["st"]["S"])] += 1
+        return groups
+
+    async def _counted(self, entity: str, reason: Reason) -> dict[State, int]:
+        partitions = [group_partition(entity, reason, number) for number in range(SHARDS)]
+        total = sum(await self._all([self._total("grp", partition) for partition in partitions]))
         if total == 0:
-            return Group(dict.fromkeys(State, 0), None)
-        held, stale = await self._total(partition, State.HELD), await self._total(partition, State.STALE)
-        states = {State.PARKED: max(0, total - held - stale), State.HELD: held, State.STALE: stale}
-        return Group(states, await self._oldest_us(partition))
+            return {}
+        held = sum(await self._all([self._total("grp", partition, State.HELD) for partition in partitions]))
+        stale = sum(await self._all([self._total("grp", partition, State.STALE) for partition in partitions]))
+        return {State.PARKED: max(0, total - held - stale), State.HELD: held, State.STALE: stale}
 
-    async def _total(self, partition: str, state: State | None = None) -> int:
-        query = self._query(partition, Select="COUNT")
+    async def _total(self, index: Index, partition: str, state: State | None = None) -> int:
+        query = self._query(index, partition, Select="COUNT")
         if state is not None:
             query |= {"FilterExpression": "#st = :st", "ExpressionAttributeNames": {"#st": "st"}}
             query["ExpressionAttributeValues"] |= {":st": {"S": state.value}}
-        count = 0
-        while True:
-            answer = await self._table.call("query", Budget(BUDGET_S), **query)
-            count += int(answer["Count"])
-            if "LastEvaluatedKey" not in answer:
-                return count
-            query["ExclusiveStartKey"] = answer["LastEvaluatedKey"]
+        return sum([int(page["Count"]) async for page in self._pages(query)])
 
-    async def _oldest_us(self, partition: str) -> int | None:
-        answer = await self._table.call("query", Budget(BUDGET_S), **self._query(partition, Limit=1))
+    async def _oldest_us(self, entity: str, reason: Reason) -> int | None:
+        partitions = [group_partition(entity, reason, number) for number in range(SHARDS)]
+        firsts = await self._all([self._first_us(partition) for partition in partitions])
+        return min((first for first in firsts if first is not None), default=None)
+
+    async def _first_us(self, partition: str) -> int | None:
+        answer = await self._table.call("query", Budget(BUDGET_S), **self._query("grp", partition, Limit=1))
         return next((int(item["gs"]["S"].partition("#")[0]) for item in answer["Items"]), None)
 
-    def _query(self, partition: str, **more: Any) -> dict[str, Any]:
+    async def _pages(self, query: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+        while True:
+            answer = await self._table.call("query", Budget(BUDGET_S), **query)
+            yield answer
+            if "LastEvaluatedKey" not in answer:
+                return
+            query = query | {"ExclusiveStartKey": answer["LastEvaluatedKey"]}
+
+    async def _all(self, calls: Sequence[Coroutine[Any, Any, _T]]) -> list[_T]:
+        async with asyncio.TaskGroup() as tasks:
+            started = [tasks.create_task(call) for call in calls]
+        return [task.result() for task in started]
+
+    def _query(self, index: Index, partition: str, **more: Any) -> dict[str, Any]:
         return {
             "TableName": self._table_name,
-            "IndexName": "grp",
-            "KeyConditionExpression": "gk = :gk",
-            "ExpressionAttributeValues": {":gk": {"S": partition}},
+            "IndexName": index,
+            "KeyConditionExpression": "dq = :pk" if index == "due" else "gk = :pk",
+            "ExpressionAttributeValues": {":pk": {"S": partition}},
             **more,
         }
 
 
-def _show(entity: str, reason: Reason, group: Group) -> None:
-    for state, count in group.states.items():
-        metrics.PARKED_ITEMS.labels(entity, reason.value, state.value).set(count)
-    if group.oldest_us is not None:
-        metrics.PARKED_OLDEST.labels(entity, reason.value).set(group.oldest_us / 1_000_000)
+def _show(entity: str, reason: Reason, states: dict[State, int], oldest_us: int | None) -> None:
+    for state in State:
+        metrics.PARKED_ITEMS.labels(entity, reason.value, state.value).set(states.get(state, 0))
+    if oldest_us is not None:
+        metrics.PARKED_OLDEST.labels(entity, reason.value).set(oldest_us / 1_000_000)
     elif (entity, reason.value) in _series():
         metrics.PARKED_OLDEST.remove(entity, reason.value)
 

@@ -77,8 +77,12 @@ class Rows:
         archived, ``ParkedUnavailable``: then rows come due again after their leases."""
         claimed = await those_of(self._claim(hint) for hint in hints)
         kept = await self._keep([row for row in claimed if row.arch_sha is None])
-        settled = [row for row in claimed if row.arch_sha is not None]
-        await all_of(self._settle(row) for row in (*settled, *kept))
+        ready = [*kept, *(row for row in claimed if row.arch_sha is not None)]
+        now_ms = self._clock_ms()
+        await all_of(self._finish(row) for row in ready if step_of(row, now_ms) == "finish")
+        await all_of(self._wait(row) for row in ready if step_of(row, now_ms) == "wait")
+        told = _by_group([row for row in ready if step_of(row, now_ms) == "tell"])
+        await all_of(self._tell(rows) for rows in told)
 
     async def _claim(self, hint: Due) -> Claimed | None:
         try:
@@ -123,26 +127,24 @@ class Rows:
     async def _mark(self, row: Claimed, written: Written) -> Claimed | None:
         return await self._leased(row, lambda: self._rows.archived(row, self._archive.uri(written.key), written.sha256))
 
-    async def _settle(self, row: Claimed) -> None:
-        match step_of(row, self._clock_ms()):
-            case "finish":
-                await self._finish(row)
-            case "wait":
-                due_s = ((row.grace_until_ms or 0) - self._clock_ms()) / 1000
-                await self._leave(row, max(1.0, due_s), "in_grace")
-            case _:
-                await self._tell(row)
+    async def _wait(self, row: Claimed) -> None:
+        await self._leave(row, max(1.0, ((row.grace_until_ms or 0) - self._clock_ms()) / 1000), "in_grace")
 
-    async def _tell(self, row: Claimed) -> None:
-        group = await self._join(row)
-        told = None if group is None else group.receipt
-        if told is not None:
+    async def _tell(self, rows: Sequence[Claimed]) -> None:
+        """``rows``: of one group. All are stale by now, so that whoever counts the group from now on counts them."""
+        group = await self._join(rows[0])
+        if group is not None and group.receipt is not None:
+            told = group.receipt
             receipt = Receipt(told.channel, told.dedup_key, told.provider_id, told.at_ms)
-            if await self._did(row, lambda: self._rows.notified(row, receipt, self._limits.grace_s)):
-                metrics.STALE_NOTIFIED.labels(row.event.entity, row.event.reason.value).inc()
+            await all_of(self._mark_told(row, receipt) for row in rows)
             return
-        wait_s = 1.0 if group is None else row_wait_s(group, self._clock_ms(), self._unit())
-        await self._leave(row, wait_s, "waits_for_notice")
+        now_ms = self._clock_ms()
+        waits_s = [1.0 if group is None else row_wait_s(group, now_ms, self._unit()) for _ in rows]
+        await all_of(self._leave(row, wait_s, "waits_for_notice") for row, wait_s in zip(rows, waits_s, strict=True))
+
+    async def _mark_told(self, row: Claimed, receipt: Receipt) -> None:
+        if await self._did(row, lambda: self._rows.notified(row, receipt, self._limits.grace_s)):
+            metrics.STALE_NOTIFIED.labels(row.event.entity, row.event.reason.value).inc()
 
     async def _join(self, row: Claimed) -> Group | None:
         """The row's group as it stands after the row has come in. ``None``: others change it all the time."""
@@ -213,3 +215,11 @@ class Rows:
     def _archive_pause_s(self, row: Claimed) -> float:
         base_s, cap_s = ARCHIVE_BACKOFF_S
         return (0.5 + self._unit() / 2) * min(cap_s, base_s * 2.0 ** min(row.tries_of_round, 16))
+
+
+def _by_group(rows: Sequence[Claimed]) -> list[list[Claimed]]:
+    """An entity has one owner at a time; of one that is no longer configured, who owned it when it was parked."""
+    groups: dict[tuple[str, str], list[Claimed]] = {}
+    for row in rows:
+        groups.setdefault((row.event.owner, cause_of(row.event).id), []).append(row)
+    return list(groups.values())

@@ -61,6 +61,7 @@ class ParkedEvent(Struct, frozen=True, kw_only=True):
     fingerprint: str | None = None  # of the schema that refused it
     owner: str = ""
     maybe_sent: bool = False
+    stale_after_s: float | None = None  # the entity's; None: the policy's
     at_us: int
     kafka: KafkaPosition | None = None
 
@@ -81,6 +82,7 @@ def parked_from_event(
     owner: str,
     at_us: int,
     maybe_sent: bool = False,
+    stale_after_s: float | None = None,
 ) -> ParkedEvent:
     return ParkedEvent(
         entity=entity,
@@ -99,6 +101,7 @@ def parked_from_event(
         fingerprint=fingerprint,
         owner=owner,
         maybe_sent=maybe_sent,
+        stale_after_s=stale_after_s,
         at_us=at_us,
     )
 

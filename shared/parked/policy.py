@@ -73,18 +73,21 @@ POLICIES: dict[Reason, Policy] = {
 }
 
 
-def deadline_ms(reason: Reason, at_ms: int) -> int:
-    return at_ms + int(POLICIES[reason].age_s_max * 1000)
+def deadline_ms(reason: Reason, at_ms: int, stale_after_s: float | None = None) -> int:
+    """When the event is given up. ``stale_after_s``: the entity's own patience with events that are to blame."""
+    policy = POLICIES[reason]
+    age_s = policy.age_s_max if stale_after_s is None or policy.state is not State.HELD else stale_after_s
+    return at_ms + int(age_s * 1000)
 
 
-def first_due_ms(reason: Reason, at_ms: int) -> int:
+def first_due_ms(reason: Reason, at_ms: int, stale_after_s: float | None = None) -> int:
     """When a newly parked event is looked at first. Never without a due time, so that no lost wake-up strands it."""
     policy = POLICIES[reason]
     if policy.state is State.PARKED:
         return at_ms + int(random.uniform(0, policy.base_s) * 1000)  # noqa: S311 - jitter, no secret
     if policy.rechecks_s:
-        return min(at_ms + int(policy.rechecks_s[0] * 1000), deadline_ms(reason, at_ms))
-    return deadline_ms(reason, at_ms)
+        return min(at_ms + int(policy.rechecks_s[0] * 1000), deadline_ms(reason, at_ms, stale_after_s))
+    return deadline_ms(reason, at_ms, stale_after_s)
 
 
 def next_due(

@@ -63,6 +63,7 @@ class Destination(Struct, frozen=True, kw_only=True):
     topic: str
     owner: str
     outage_parked_events_max: int
+    stale_after_s: float | None = None
 
 
 class Delivery:
@@ -164,6 +165,7 @@ class Delivery:
             owner=self._to.owner,
             at_us=at_us,
             maybe_sent=why.reason is Reason.KAFKA_UNKNOWN,
+            stale_after_s=self._to.stale_after_s,
         )
 
     async def _wait(self, waits: Iterator[float], event: str, **fields: object) -> None:

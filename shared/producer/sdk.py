@@ -200,6 +200,7 @@ class Producer:
             topic=entity.topic,
             owner=entity.owner.name,
             outage_parked_events_max=entity.outage_parked_events_max,
+            stale_after_s=entity.stale_after_s,
         )
         delivery = Delivery(destination, contract, Brake(entity.pause), self.publisher, self.parked, ended)
         rules = entity.rules

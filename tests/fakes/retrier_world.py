@@ -66,6 +66,7 @@ class RetrierWorld:
             "TIDEMARK_KAFKA_BOOTSTRAP": bootstrap,
             "TIDEMARK_KAFKA_DELIVERY_DEADLINE_S": str(DELIVERY_S),
             "TIDEMARK_KAFKA_PROBE_DEADLINE_S": str(DELIVERY_S),
+            "TIDEMARK_KAFKA_TOPIC_WAIT_S": "0.1",
             "TIDEMARK_ENTITIES_DIR": str(folder),
             "TIDEMARK_CACHE_DIR": str(folder / "cache"),
             "TIDEMARK_NAMESPACE": self.name,

@@ -14,12 +14,13 @@ from msgspec.structs import replace
 from shared.aws import open_client
 from shared.events.model import Reason
 from shared.parked.evidence import Archive
-from shared.parked.groups import Cause, Group, GroupStore, cause_of
+from shared.parked.groups import Group, GroupStore, cause_of
 from shared.parked.items import Item, body_item, draft_of, meta_item, wire
 from shared.parked.leases import Row, read_row
 from shared.parked.model import ParkedEvent, due_partition, due_sort, shard
 from shared.parked.store import ParkedSettings, ParkedStore
 from tests.fakes.dynamodb_proxy import unique
+from tests.fakes.notices import HttpReceiver
 
 CANARY = "canary-7d1f"
 SECRET = "whsec_" + b64encode(b"tidemark" * 4).decode()
@@ -141,8 +142,6 @@ def write_entities(folder: Path, channels: Sequence[str], *, default: str = "", 
     return folder
 
 
-def webhook(url: str, name: str = "webhook", more: str = "") -> str:
+def webhook(receiver: HttpReceiver, name: str = "webhook", more: str = "") -> str:
+    url = f"http://127.0.0.1:{receiver.port}/{name}"
     return f"{{kind: webhook, name: {name}, url: '{url}', secret_env: NOTICE_SECRET, timeout_s: 2{more}}}"
-
-
-__all__ = ["CANARY", "SECRET", "Cause", "StaleBench", "stale_bench", "stale_event", "webhook", "write_entities"]

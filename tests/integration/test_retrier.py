@@ -16,6 +16,7 @@ from aiokafka import ConsumerRecord
 from msgspec.structs import replace
 
 from deploy.local.stack import Stack
+from services.dynamo_retrier.census import Census
 from shared.aws import open_client
 from shared.entities import PauseRules
 from shared.events.model import Reason
@@ -321,6 +322,25 @@ async def _end_later(stack: Stack, name: str) -> None:
 
 
 async def _shows(world: RetrierWorld, name: str, series: str, value: float | None) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while await world.metric(name, series) != value:  # noqa: ASYNC110  # metrics can only be looked at
             await asyncio.sleep(0.05)
+
+
+async def test_the_census_is_the_same_by_listing_and_by_counting(
+    stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with retrier_world(stack, tmp_path) as world:
+        await world.store.park([*world.parked(range(30)), *world.parked(range(30, 50), Reason.INVALID)])
+        await world.store.park([replace(event, entity="forgotten") for event in world.parked(range(3))])
+        row = next(row for row in await world.rows() if row.event.entity == ENTITY)
+        taken = await world.store.transitions.claim(row, "test", 60.0, early=True)
+        assert taken is not None
+        await world.store.transitions.stale(taken, "given up", permanent=True)
+        census = await Census.open(world.table, [ENTITY, TOPICLESS], world.resources)
+        listed = await census.count()
+        monkeypatch.setattr("services.dynamo_retrier.census.LISTED_MAX", 0)
+
+        assert listed == await census.count()
+        assert sum(sum(states.values()) for states in listed.values()) == 50
+        assert {entity for entity, _ in listed} == {ENTITY}

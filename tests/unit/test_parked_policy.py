@@ -173,3 +173,9 @@ def test_what_is_held_is_held_and_what_is_retried_is_retried(outcome: Reason) ->
     after = after_failure(a_row(outcome), outcome, NOW_MS)
 
     assert after.action == ("hold" if POLICIES[outcome].state is State.HELD else "again")
+
+
+def test_an_entitys_own_patience_holds_for_what_its_events_are_to_blame_for_and_for_nothing_else() -> None:
+    assert deadline_ms(Reason.HOSTILE, 1_000, 20) == first_due_ms(Reason.HOSTILE, 1_000, 20) == 21_000
+    assert first_due_ms(Reason.INVALID, 1_000, 20) == 21_000
+    assert deadline_ms(Reason.KAFKA_UNAVAILABLE, 1_000, 20) == deadline_ms(Reason.KAFKA_UNAVAILABLE, 1_000)
