@@ -172,7 +172,7 @@ def write_zip(tree: Path, out: Path) -> int:
         for name in files:
             entry = zipfile.ZipInfo(name, EPOCH)
             entry.create_system, entry.external_attr = 3, 0o100755 << 16  # Unix; libraries have to be executable
-            archive.writestr(entry, (tree / name).read_bytes(), zipfile.ZIP_DEFLATED, 9)
+            archive.writestr(entry, (tree / name).read_bytes(), zipfile.ZIP_DEFLATED, 6)
     os.replace(partial, out)
     return size
 

@@ -47,7 +47,7 @@ async def run(edges: Edges, arguments: Namespace, work: Callable[[Edges, Job, st
     if uri:
         if arguments.dry_run:
             return await _dry_run(edges, None, _one(uri), 1, arguments.schema)
-        return await _one_event(edges, uri, arguments.why)
+        return await _one_event(edges, uri, arguments.why or "")
     (entity,) = known(edges, arguments.entity)
     part = FromArchive(entity, day)
     archive = await edges.archive()
@@ -62,14 +62,14 @@ async def run(edges: Edges, arguments: Namespace, work: Callable[[Edges, Job, st
     job = Job(
         id=new_job_id(),
         who=operator(),
-        why=arguments.why,
+        why=arguments.why or "",
         per_second=arguments.per_second or PER_SECOND,
         archive=part,
         total=total,
         created_ms=now_ms,
         changed_ms=now_ms,
     )
-    return await work(edges, job, arguments.why)
+    return await work(edges, job, job.why)
 
 
 async def run_job(edges: Edges, job: Job, waker: Waker, pace: Pace, told: Callable[[Job], None]) -> Job:
@@ -178,7 +178,6 @@ async def _dry_run(
     edges: Edges, entity: str | None, uris: AsyncIterator[str], total: int, schema: str | None
 ) -> Outcome:
     archive = await edges.archive()
-    progress = Progress("trying", total)
 
     async def events(parts: AsyncIterator[list[str]]) -> Chunks:
         async for part in parts:
@@ -189,8 +188,8 @@ async def _dry_run(
         event = (await _evidence(archive, uri)).event
         (entity,), uris = known(edges, [event.entity]), _one(uri)
     chunks = events(_chunks(uris, DRY_RUN_EVENTS))
-    found = await try_all(edges, entity, chunks, schema, clock_ms() * 1000, progress.show)
-    progress.end()
+    with Progress("trying", total) as progress:
+        found = await try_all(edges, entity, chunks, schema, clock_ms() * 1000, progress.show)
     return outcome_of([] if found is None else [found])
 
 

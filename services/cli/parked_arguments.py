@@ -39,7 +39,7 @@ def _add_redrive(redrive: argparse.ArgumentParser) -> None:
     redrive.add_argument("--dry-run", action="store_true", help="only count what would pass now, and why the rest not")
     redrive.add_argument("--schema", metavar="FILE", help="with --dry-run: an Avro schema that isn't registered yet")
     redrive.add_argument("--per-second", type=of.per_second, help=f"events woken per second (default {PER_SECOND:g})")
-    redrive.add_argument("--why", type=of.text, default="", help=WHY)
+    redrive.add_argument("--why", type=of.text, help=WHY)
     redrive.add_argument("--job", metavar="ID", help="go on with a job that was interrupted; takes no filter")
     redrive.add_argument(
         "--from-archive",
@@ -84,7 +84,7 @@ def _add_export(export: argparse.ArgumentParser) -> None:
     where.add_argument("--out", metavar="FILE", help="one JSON object a line; - is standard output")
     where.add_argument("--dir", metavar="DIR", help="a new folder with a file for each event")
     export.add_argument("--raw", action="store_true", help="with the events themselves (they may hold personal data)")
-    export.add_argument("--why", type=of.text, default="", help=WHY)
+    export.add_argument("--why", type=of.text, help=WHY)
 
 
 def _add_filters(parser: argparse.ArgumentParser, *, with_all: bool = False) -> None:

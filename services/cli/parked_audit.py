@@ -18,7 +18,7 @@ class Deed(Struct):
 
     id: str
     who: str
-    counts: Mapping[str, int] = {}
+    counts: Mapping[Any, int] = {}  # by the words of the command
 
 
 @asynccontextmanager

@@ -11,7 +11,7 @@ from services.cli.edges import Edges, clock_ms
 from services.cli.outcome import FINDING, OK, Outcome
 from services.cli.parked_audit import audited
 from services.cli.parked_progress import Progress
-from services.cli.parked_selection import demand_filter, selection_of
+from services.cli.parked_selection import demand_filter, nothing, selection_of
 from shared.parked.bulk import LEASE_S, Pace, chunks, together
 from shared.parked.leases import Claimed, Row
 from shared.parked.model import State
@@ -45,20 +45,19 @@ async def run(edges: Edges, arguments: Namespace) -> Outcome:
     desk, rows = await edges.desk(), (await edges.parked()).transitions
     total = await desk.walk.count(selection)
     if not total:
-        exit_code = FINDING if selection.ids else OK
-        return Outcome(exit_code=exit_code, lines=["nothing that is parked fits"], document={"total": 0, "counts": {}})
+        return nothing(selection)
     until_ms = now_ms + (FOREVER_MS if arguments.for_s is None else arguments.for_s * 1000)
     fates: Counter[Fate] = Counter()
-    progress, pace = Progress("holding", total), Pace(arguments.per_second)
+    pace = Pace(arguments.per_second)
     what = document_of(selection) | ({} if arguments.for_s is None else {"for_s": arguments.for_s})
     async with audited(edges, "hold", arguments.why, what) as deed:
         deed.counts = fates
-        async for page in desk.walk.pages(selection):
-            for part in chunks(page.rows, pace.chunk):
-                await pace.turn(len(part))
-                fates.update(await together([hold_one(rows, row, selection, until_ms, deed.who) for row in part]))
-                progress.show(fates.total())
-        progress.end()
+        with Progress("holding", total) as progress:
+            async for page in desk.walk.pages(selection):
+                for part in chunks(page.rows, pace.chunk):
+                    await pace.turn(len(part))
+                    fates.update(await together([hold_one(rows, row, selection, until_ms, deed.who) for row in part]))
+                    progress.show(fates.total())
     return _outcome(fates, total)
 
 
@@ -92,5 +91,3 @@ def _outcome(fates: Counter[Fate], total: int) -> Outcome:
     lines.append("each until the time given, or its deadline if that is sooner; a new contract may wake it before")
     document = {"total": total, "counts": dict(fates)}
     return Outcome(exit_code=FINDING if fates["busy"] else OK, lines=lines, document=document)
-
-

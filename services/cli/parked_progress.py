@@ -32,6 +32,16 @@ class Progress:
         self._began_s = self._shown_s = monotonic_s()
         self._is_open = False
 
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        """Leave the line, so that what follows has its own."""
+        if self._is_open:
+            self._stream.write("\n")
+            self._stream.flush()
+            self._is_open = False
+
     def say(self, line: str) -> None:
         """A line of its own."""
         print(line, file=self._stream, flush=True)
@@ -49,13 +59,6 @@ class Progress:
             self._is_open = True
         else:
             self.say(line)
-
-    def end(self) -> None:
-        """Leave the line, so that what follows has its own."""
-        if self._is_open:
-            self._stream.write("\n")
-            self._stream.flush()
-            self._is_open = False
 
     def _line(self, done: int, elapsed_s: float) -> str:
         width = len(f"{max(self._total, 1):,}")

@@ -1,6 +1,7 @@
 """``tidemark parked redrive``: what would pass, and a job that lets it. Nothing is published here: the retriers do."""
 
 from argparse import Namespace
+from functools import partial
 
 from msgspec.structs import replace
 
@@ -11,7 +12,7 @@ from services.cli.parked_arguments import PER_SECOND
 from services.cli.parked_audit import audited
 from services.cli.parked_dry_run import Chunks, Tried, outcome_of, try_all
 from services.cli.parked_progress import Progress
-from services.cli.parked_selection import demand_filter, filters_given, selection_of
+from services.cli.parked_selection import demand_filter, filters_given, nothing, selection_of
 from services.cli.who import operator
 from shared.config import ConfigError
 from shared.parked.bulk import Pace, Waker, run_job
@@ -45,26 +46,23 @@ async def run(edges: Edges, arguments: Namespace) -> Outcome:
 async def work(edges: Edges, job: Job, why: str) -> Outcome:
     """From where the job stands to its end, with an entry in the audit trail."""
     desk, parked = await edges.desk(), await edges.parked()
-    progress = Progress(job.id, job.total)
     what = document_of(job.selection) if job.selection is not None else {}
     what |= {} if job.archive is None else {"archived": job.archive.day, "entities": [job.archive.entity]}
     waker = Waker(parked.transitions, clock_ms)
     async with audited(edges, "redrive", why, what, job=job.id) as deed:
         job = await desk.jobs.save(job)
-        progress.say(f"job {job.id}: {job.total:,} events; if interrupted: tidemark parked redrive --job {job.id}")
         pace = Pace(job.per_second)
+        with Progress(job.id, job.total) as progress:
+            progress.say(f"job {job.id}: {job.total:,} events; if interrupted: tidemark parked redrive --job {job.id}")
 
-        def told(now: Job) -> None:
-            deed.counts = now.counts
-            progress.show(now.settled)
+            def told(now: Job) -> None:
+                deed.counts = now.counts
+                progress.show(now.settled)
 
-        try:
             if job.archive is None:
                 job = await run_job(job, desk.jobs, desk.walk, waker, pace, told)
             else:
                 job = await parked_archive.run_job(edges, job, waker, pace, told)
-        finally:
-            progress.end()
         deed.counts = job.counts
     return report(job)
 
@@ -87,20 +85,14 @@ async def _begin(edges: Edges, selection: Selection, arguments: Namespace, now_m
     job = Job(
         id=new_job_id(),
         who=operator(),
-        why=arguments.why,
+        why=arguments.why or "",
         per_second=arguments.per_second or PER_SECOND,
         selection=selection,
         total=total,
         created_ms=now_ms,
         changed_ms=now_ms,
     )
-    return await work(edges, job, arguments.why)
-
-
-def nothing(selection: Selection) -> Outcome:
-    """A finding where single events were named."""
-    exit_code = FINDING if selection.ids else OK
-    return Outcome(exit_code=exit_code, lines=["nothing that is parked fits"], document={"total": 0, "counts": {}})
+    return await work(edges, job, job.why)
 
 
 async def _go_on(edges: Edges, arguments: Namespace) -> Outcome:
@@ -114,7 +106,6 @@ async def _dry_run(edges: Edges, selection: Selection, schema: str | None, now_u
     """Entity by entity; those of which nothing fits need no schema."""
     desk, streams = await edges.desk(), (await edges.parked()).streams
     total = await desk.walk.count(selection)
-    progress = Progress("trying", total)
     tried: list[Tried] = []
 
     async def events(entity: str) -> Chunks:
@@ -122,19 +113,25 @@ async def _dry_run(edges: Edges, selection: Selection, schema: str | None, now_u
             async for chunk in streams.events(page.rows):
                 yield chunk
 
-    for entity in selection.entities if total else ():
-        before = sum(one.tally.parked + one.tally.gone for one in tried)
-        found = await try_all(edges, entity, events(entity), schema, now_us, lambda n, b=before: progress.show(b + n))
-        tried += [found] if found is not None else []
-    progress.end()
+    with Progress("trying", total) as progress:
+        for entity in selection.entities if total else ():
+            before = sum(one.tally.parked + one.tally.gone for one in tried)
+            found = await try_all(edges, entity, events(entity), schema, now_us, partial(_add, progress, before))
+            tried += [found] if found is not None else []
     return outcome_of(tried)
+
+
+def _add(progress: Progress, before: int, done: int) -> None:
+    progress.show(before + done)
 
 
 def _check(arguments: Namespace) -> None:
     """What does not go together. Raises ``ConfigError`` with all of it."""
     given = filters_given(arguments)
     problems = []
-    if arguments.job is not None and (given or arguments.all or arguments.dry_run or arguments.from_archive is not None):
+    if arguments.job is not None and (
+        given or arguments.all or arguments.dry_run or arguments.from_archive is not None
+    ):
         problems.append("--job goes on with what its job selects: it takes no filter, --all, --dry-run, --from-archive")
     if arguments.schema is not None and not arguments.dry_run:
         problems.append("--schema is for --dry-run: bootstrap registers a schema")

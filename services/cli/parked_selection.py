@@ -4,6 +4,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 
 from services.cli.edges import Edges
+from services.cli.outcome import FINDING, OK, Outcome
 from shared.config import ConfigError, guess
 from shared.events.model import Reason
 from shared.parked.model import State
@@ -51,3 +52,9 @@ def demand_filter(arguments: Namespace) -> None:
         raise ConfigError([f"parked {arguments.action}: say which events (--group, --entity, --id, ...), or --all"])
     if given and arguments.all:
         raise ConfigError([f"--all goes with no filter, but {', '.join(given)} is given"])
+
+
+def nothing(selection: Selection) -> Outcome:
+    """A finding only where single events were named."""
+    exit_code = FINDING if selection.ids else OK
+    return Outcome(exit_code=exit_code, lines=["nothing that is parked fits"], document={"total": 0, "counts": {}})

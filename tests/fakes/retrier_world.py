@@ -73,8 +73,6 @@ class RetrierWorld:
             "TIDEMARK_ARCHIVE_BUCKET": f"{self.name}-archive",
             "TIDEMARK_LEASE_S": str(LEASE_S),
             "TIDEMARK_POLL_S": "0.2",
-            "TIDEMARK_WAKE_PERIOD_S": "0.5",
-            "TIDEMARK_REFRESH_S": "0.5",
         }
         self.entity: Entity
         self.contract: Contract
@@ -172,12 +170,23 @@ class RetrierWorld:
 
     async def items(self) -> int:
         """Rows and bodies."""
-        answer = await self.dynamodb.scan(TableName=self.table, ConsistentRead=True, Select="COUNT")
-        return int(answer["Count"])
+        return await self._count(rows_only=False)
+
+    async def _count(self, *, rows_only: bool) -> int:
+        scan: dict[str, Any] = {"TableName": self.table, "ConsistentRead": True, "Select": "COUNT"}
+        if rows_only:
+            scan |= {"FilterExpression": "begins_with(sk, :e)", "ExpressionAttributeValues": {":e": {"S": "E#"}}}
+        count = 0
+        while True:
+            answer = await self.dynamodb.scan(**scan)
+            count += int(answer["Count"])
+            if "LastEvaluatedKey" not in answer:
+                return count
+            scan["ExclusiveStartKey"] = answer["LastEvaluatedKey"]
 
     async def drained(self, within_s: float = 60.0, left: int = 0) -> None:
         async with asyncio.timeout(within_s):
-            while len(await self.rows()) > left:  # noqa: ASYNC110  # a table can only be looked at
+            while await self._count(rows_only=True) > left:  # noqa: ASYNC110  # a table can only be looked at
                 await asyncio.sleep(0.1)
 
     async def until(self, claim: Callable[[list[Row]], bool], within_s: float = 60.0) -> list[Row]:

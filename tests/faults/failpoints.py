@@ -83,7 +83,11 @@ class Failpoints:
         self._has_fired = True
         kind = self._plan.kind
         if kind in ("die_after", "lost_answer"):
-            answer = await made()
+            try:
+                await made()
+            except BaseException:
+                self._has_fired = False  # what failed by itself has no effect to hide: the next such call will do
+                raise
         self._write(f"fired {point}")
         match kind:
             case "die_before" | "die_after":
@@ -91,11 +95,10 @@ class Failpoints:
             case "refused":
                 return trouble(False)
             case "lost_answer":
-                # Writes and refusals may lose their answers alike; a call that failed by itself has none to lose.
-                del answer
                 return trouble(True)
             case "hang":
                 await asyncio.sleep(self._plan.hang_s)
+                self._write(f"went on {point}")
                 return await made()
 
     def _take_clients(self) -> None:

@@ -6,8 +6,8 @@ from typing import Any, NoReturn
 
 from msgspec.structs import replace
 
-import services.dynamo_retrier.__main__ as wiring
-from services.dynamo_retrier import config
+from services.dynamo_retrier import __main__, config
+from services.dynamo_retrier import opening as wiring
 from services.dynamo_retrier.ports import ArchiveUnavailable
 from shared.events.model import Reason
 from shared.kafka.records import NotPublished
@@ -38,7 +38,7 @@ def archive_trouble(_method: str, _arguments: Sequence[Any], _sent: bool) -> NoR
 
 
 def with_failpoints(points: Failpoints) -> dict[str, Any]:
-    """What ``__main__`` makes, made with ports that may fail."""
+    """What the wiring makes, made with ports that may fail."""
     made = dict(vars(wiring))
 
     def redrive(leases: Any, kafka: Any, analysts: Any, repairs: Any, *rest: Any, **named: Any) -> Any:
@@ -75,7 +75,7 @@ def hurry() -> None:
 def main() -> int:
     hurry()
     vars(wiring).update(with_failpoints(Failpoints.of_environment()))
-    return wiring.main()
+    return __main__.main()
 
 
 if __name__ == "__main__":

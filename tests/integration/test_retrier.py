@@ -82,7 +82,7 @@ async def test_parked_events_go_to_their_topic_as_first_seen_and_leave_the_table
     async with retrier_world(stack, tmp_path, topic_config={"message.timestamp.type": "LogAppendTime"}) as world:
         events = world.parked(range(300))
         await world.store.park(events)
-        name = await world.start(publishes_per_s_max=500)
+        name = await world.start(publishes_per_s_max=500, refresh_s=0.5)
         await world.drained()
 
         records = await world.records()
@@ -120,7 +120,7 @@ async def test_what_an_outage_parked_is_on_the_topic_after_it_and_within_the_sha
         assert {row.att for row in probed} == {0}, "an outage counted as an attempt"
 
         await asyncio.to_thread(stack.start, broker.name)
-        await world.drained(within_s=120)
+        await world.drained(within_s=300 if FULL else 120)
         records = await world.records()
         again = [r for r in records if parse_headers(r.headers).attempt and r.key != b"99"]
         sent = Counter(ids(records))
@@ -175,10 +175,10 @@ async def test_whoever_was_frozen_for_twice_its_lease_changes_nothing(stack: Sta
 async def test_killed_and_frozen_at_random_moments_nothing_is_lost_and_repeats_are_the_same_event(
     stack: Stack, tmp_path: Path
 ) -> None:
-    rows = 150 * TROUBLES
+    rows = 40 * TROUBLES
     async with retrier_world(stack, tmp_path) as world:
         events = world.parked(range(rows))
-        settings: dict[str, object] = {"publishes_per_s_max": 400, "batch_rows_max": 30, "replicas": 2}
+        settings: dict[str, object] = {"publishes_per_s_max": 100, "batch_rows_max": 30, "replicas": 2}
         await world.store.park(events)
         names = [await world.start(number, **settings) for number in range(2)]
         thaws: list[asyncio.Task[None]] = []
@@ -192,7 +192,7 @@ async def test_killed_and_frozen_at_random_moments_nothing_is_lost_and_repeats_a
                 thaws.append(asyncio.create_task(_end_later(stack, victim)))
             names.append(await world.start(number, **settings))
         await world.start(TROUBLES + 2, publishes_per_s_max=5_000)
-        await world.drained(within_s=60 + rows / 100)
+        await world.drained(within_s=120 + rows / 20)
         await asyncio.gather(*thaws)
 
         records = await world.records()
@@ -227,7 +227,7 @@ async def test_a_new_schema_version_wakes_what_it_accepts_and_leaves_the_rest(st
         shaped = world.parked(range(40, 50), Reason.INVALID, shape="round")
         await world.store.park([replace(event, path="/colour") for event in coloured])
         await world.store.park([replace(event, path="/shape") for event in shaped])
-        name = await world.start()
+        name = await world.start(refresh_s=0.5, wake_period_s=0.5)
         held = f'tidemark_parked_items{{entity="{ENTITY}",reason="invalid",state="HELD"}}'
         await _shows(world, name, held, 50)
         oldest = await world.metric(
@@ -249,7 +249,7 @@ async def test_a_repaired_event_has_the_next_rev_and_its_original_is_kept(stack:
         bucket = world.env["TIDEMARK_ARCHIVE_BUCKET"]
         events = world.parked(range(5), Reason.INVALID, amount="12")
         await world.store.park([replace(event, path="/amount") for event in events])
-        name = await world.start()
+        name = await world.start(wake_period_s=0.5)
         await world.until(lambda rows: any(error.code == "archive_unavailable" for row in rows for error in row.errs))
         assert await world.records() == [], "published, and no original kept"
 

@@ -1,0 +1,281 @@
+"""A namespace of its own on the stack for one lane of fault tests, what to park in it, and when it has settled."""
+
+import asyncio
+import json
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from deploy.local.stack import Stack
+from shared.aws import open_client
+from shared.events.model import Reason
+from shared.kafka.records import parse_headers
+from shared.parked.bodies import BodyMissing
+from shared.parked.evidence import Archive
+from shared.parked.evidence_audit import verify
+from shared.parked.groups import Group, GroupStore, cause_of
+from shared.parked.leases import Row
+from shared.parked.model import ParkedEvent, State
+from shared.parked.store import ParkedSettings
+from tests.fakes.notices import HttpReceiver
+from tests.fakes.retrier_world import RetrierWorld, due_now, retrier_world
+from tests.fakes.stale_bench import SECRET, StaleBench
+from tests.faults.checker import Archived, Found, Origin, ParkedRow, Posted, Record
+
+RETRIER_LEASE_S = 3.2
+NOTIFIER_LEASE_S = 1.5
+DAY_US = 86_400_000_000
+SETTLES_S = 40.0
+"""Within this everything must have come to rest after a fault: some leases and back-offs."""
+
+SETTINGS = {
+    "TIDEMARK_LEASE_S": str(RETRIER_LEASE_S),
+    "TIDEMARK_POLL_S": "0.1",
+    "TIDEMARK_WAKE_PERIOD_S": "0.5",
+    "TIDEMARK_REFRESH_S": "30",
+    "TIDEMARK_NOTIFIER_LEASE_S": str(NOTIFIER_LEASE_S),
+    "TIDEMARK_NOTIFIER_POLL_S": "0.1",
+    "TIDEMARK_NOTIFIER_GROUP_WAIT_S": "0.3",
+    "TIDEMARK_NOTIFIER_LOOK_S": "0.3",
+    "TIDEMARK_NOTIFIER_SETTLE_S": "0.6",
+    "TIDEMARK_NOTIFIER_REFRESH_S": "30",
+    "TIDEMARK_GRACE_S": "0.5",
+    "NOTICE_SECRET": SECRET,
+}
+
+
+class Parked(Struct, frozen=True, kw_only=True):
+    """What one round has put into the table, by what is to become of it."""
+
+    published: Sequence[ParkedEvent] = ()
+    held: Sequence[ParkedEvent] = ()
+    stale: Sequence[ParkedEvent] = ()
+    adrift: Sequence[ParkedEvent] = ()  # of an entity that is not configured
+
+    @property
+    def events(self) -> list[ParkedEvent]:
+        return [*self.published, *self.held, *self.stale, *self.adrift]
+
+
+class FaultWorld:
+    def __init__(self, retrier: RetrierWorld, receiver: HttpReceiver) -> None:
+        self.retrier = retrier
+        self.receiver = receiver
+        self.env: Mapping[str, str] = retrier.env | SETTINGS
+        self.excuses: Counter[str] = Counter()
+        self._expected: dict[str, Origin] = {}
+        self._numbers = 0
+        self._bench: StaleBench
+
+    async def open(self) -> None:
+        """Everything that ``retrier_world`` has not: the owner's channel, the archive, the groups."""
+        file = self.retrier.folder / "entities.yaml"
+        config = json.loads(file.read_text())
+        url = f"http://127.0.0.1:{self.receiver.port}/hook"
+        channel = {"kind": "webhook", "url": url, "secret_env": "NOTICE_SECRET", "timeout_s": 2}
+        config["owners"] = {"payments": {"channels": [channel]}}
+        file.write_text(json.dumps(config))  # YAML holds JSON
+        s3 = await open_client("s3", self.retrier.resources)
+        bucket = self.env["TIDEMARK_ARCHIVE_BUCKET"]
+        self._bench = StaleBench(self.retrier.table, bucket, self.retrier.store, self.retrier.dynamodb, s3)
+        self._bench.archive = Archive(bucket, f"{self.retrier.name}/", s3)
+        settings = ParkedSettings(table=self.retrier.table)
+        self._bench.groups = await GroupStore.open(settings, self.retrier.resources)
+        await self._bench.archive.ensure_bucket()
+
+    async def park_for_retrier(self) -> Parked:
+        """A few events for each way that one may go from the queue of the re-drive."""
+        parked = Parked(
+            published=[
+                *map(due_now, self._made(3)),
+                *map(due_now, self._made(2, amount="12")),  # repaired
+                *self._made(2, Reason.INVALID, amount="13"),  # repaired, once a waker has seen them
+            ],
+            held=[due_now(event) for event in self._made(2, shape="round")],
+            stale=[replace(event, at_us=event.at_us - 8 * DAY_US) for event in self._made(2, Reason.INVALID, shape="")],
+            adrift=[replace(due_now(event), entity="forgotten") for event in self._made(1)],
+        )
+        await self.retrier.store.park(parked.events)
+        return parked
+
+    async def park_for_notifier(self, sizes: Sequence[int] = (3, 1)) -> Parked:
+        """Stale events of as many causes as there are sizes."""
+        groups = [
+            replace(event, path=f"/field{self._numbers}")
+            for size in sizes
+            for event in self._made(size, Reason.INVALID, shape="square")
+        ]
+        await self._bench.park_stale(groups)
+        return Parked(stale=groups)
+
+    def _made(self, count: int, reason: Reason = Reason.KAFKA_UNAVAILABLE, **more: Any) -> list[ParkedEvent]:
+        first, self._numbers = self._numbers, self._numbers + count
+        events = self.retrier.parked(range(first, first + count), reason, **more)
+        for event in events:
+            key = (event.key or "").encode()
+            digest = sha256(event.raw).hexdigest()
+            self._expected[event.event_id] = Origin(key, event.rank, event.tiebreak, digest)
+        return events
+
+    # When a round is over
+
+    async def retried(self, parked: Parked, within_s: float = SETTLES_S) -> None:
+        """Published ones are gone, and the others wait, looked at, under nobody's lease."""
+
+        async def is_so() -> bool:
+            rows = {row.event.event_id: row for row in await self.retrier.rows()}
+            rest = [*parked.held, *parked.stale, *parked.adrift]
+            return (
+                not any(event.event_id in rows for event in parked.published)
+                and all(event.event_id in rows for event in rest)
+                and all(rows[event.event_id].tries and not rows[event.event_id].lease_token for event in rest)
+                and all(rows[event.event_id].state is State.STALE for event in parked.stale)
+            )
+
+        await until(is_so, within_s, lambda: self._unsettled(parked))
+
+    async def told(self, parked: Parked, within_s: float = SETTLES_S) -> None:
+        """Stale ones are gone, and their groups are resolved."""
+
+        async def is_so() -> bool:
+            left = {row.event.event_id for row in await self.retrier.rows()}
+            groups = [await self.group(event) for event in parked.stale]
+            return not left & {event.event_id for event in parked.stale} and all(
+                group is not None and group.phase == "resolved" for group in groups
+            )
+
+        await until(is_so, within_s, lambda: self._unsettled(parked))
+
+    async def _unsettled(self, parked: Parked) -> str:
+        wanted = {event.event_id for event in parked.events}
+        rows = [row for row in await self.retrier.rows() if row.event.event_id in wanted]
+        now_ms = time.time_ns() // 1_000_000
+        lines = [
+            f"{row.event.event_id[:8]} {row.state} tries {row.tries} due in {row.due_ms - now_ms} ms "
+            f"lease {row.lease_owner} errs {[error.code for error in row.errs]}"
+            for row in rows
+        ]
+        groups = {str(group.cause.path): group for event in parked.stale if (group := await self.group(event))}
+        lines += [f"group {path} {group.phase} due in {group.due_ms - now_ms} ms" for path, group in groups.items()]
+        return "\n".join(lines)
+
+    async def group(self, event: ParkedEvent) -> Group | None:
+        return await self._bench.groups.get("payments", cause_of(event).id)
+
+    async def leased(self, pid: int | None = None) -> list[Row]:
+        """Rows under a lease (of that process of a retrier)."""
+        rows = [row for row in await self.retrier.rows() if row.lease_token]
+        return [row for row in rows if pid is None or f"-{pid}-" in (row.lease_owner or "")]
+
+    def excuse(self, event_ids: Iterable[str]) -> None:
+        """Each may be on the topic once more."""
+        self.excuses.update(event_ids)
+
+    # What the stores hold
+
+    async def read(self) -> Found:
+        """Archived pieces are read before the rows, so that a row that leaves meanwhile is in neither only by fault."""
+        rows = await self.retrier.rows()
+        records = await self.retrier.records() if self.retrier_topic_used else []
+        archived, causes = await self._archived()
+        report = await verify(self._bench.archive, time.time_ns() // 1_000_000)
+        return Found(
+            entity="payments",
+            expected=dict(self._expected),
+            records=[_record(record) for record in records],
+            parked=[await self._row(row) for row in rows],
+            archived=archived,
+            receipts=frozenset([cause for cause in causes if await self._has_receipt(cause)]),
+            posted=[_posted(posted.headers, posted.body) for posted in self.receiver.posted],
+            chain_problems=[f"{problem.kind} {problem.key}: {problem.text}" for problem in report.problems],
+            excuses=dict(self.excuses),
+        )
+
+    retrier_topic_used = True
+
+    async def _row(self, row: Row) -> ParkedRow:
+        has_body = True
+        try:
+            await self.retrier.store.transitions.body(row)
+        except BodyMissing:
+            has_body = await self.retrier.store.transitions.look(row) is None
+        return ParkedRow(
+            event_id=row.event.event_id,
+            reason=row.event.reason.value,
+            state=row.state,
+            maybe_sent=row.event.maybe_sent,
+            has_body=has_body,
+            arch_uri=row.arch_uri,
+            arch_sha=row.arch_sha,
+            receipts=len(row.ntf),
+        )
+
+    async def _archived(self) -> tuple[list[Archived], set[str]]:
+        found: list[Archived] = []
+        async for uri in self._bench.archive.uris():
+            key = uri.removeprefix(f"s3://{self._bench.archive_bucket}/{self.retrier.name}/")
+            body = await self._bench.archive.get(key)
+            evidence = await self._bench.archive.evidence(uri)
+            assert body is not None, f"{uri} was listed"
+            raw = evidence.event.raw if evidence.original is None else evidence.original
+            cause = cause_of(evidence.event).id
+            sha = sha256(body).hexdigest()
+            raw_sha = sha256(raw).hexdigest()
+            event_id = evidence.event.event_id
+            found.append(Archived(event_id=event_id, uri=uri, sha256=sha, raw_sha256=raw_sha, cause_id=cause))
+        return found, {one.cause_id for one in found}
+
+    async def _has_receipt(self, cause_id: str) -> bool:
+        group = await self._bench.groups.get("payments", cause_id)
+        return group is not None and (bool(group.receipts) or group.episode > 1)
+
+
+@asynccontextmanager
+async def fault_world(stack: Stack, folder: Path) -> AsyncIterator[FaultWorld]:
+    folder.mkdir(parents=True, exist_ok=True)
+    repair = [{"number": "/amount"}]
+    async with AsyncExitStack() as resources:
+        retrier = await resources.enter_async_context(retrier_world(stack, folder, repair=repair))
+        world = FaultWorld(retrier, await resources.enter_async_context(HttpReceiver()))
+        await world.open()
+        yield world
+
+
+async def until(
+    claim: Callable[[], Awaitable[bool]], within_s: float, why: Callable[[], Awaitable[str]] | None = None
+) -> None:
+    """Stores can only be looked at. Raises ``AssertionError``, with what ``why`` says, when it doesn't come about."""
+    deadline_s = time.monotonic() + within_s
+    while not await claim():
+        if time.monotonic() > deadline_s:
+            raise AssertionError(f"not within {within_s:g} s: {await why() if why else claim.__qualname__}")
+        await asyncio.sleep(0.05)
+
+
+def news_about(found: Found, event: ParkedEvent) -> set[str]:
+    """Ids of the notices that were sent about the event's group."""
+    return {posted.notice_id for posted in found.posted or () if posted.cause_id == cause_of(event).id}
+
+
+def _record(record: Any) -> Record:
+    said = parse_headers(record.headers)
+    return Record(
+        partition=record.partition,
+        offset=record.offset,
+        event_id=said.event_id,
+        key=record.key,
+        rank=said.rank,
+        tiebreak=said.tiebreak,
+    )
+
+
+def _posted(headers: Mapping[str, str], body: bytes) -> Posted:
+    told = json.loads(body)["data"]
+    return Posted(headers["webhook-id"], told["dedup_key"], told["group"], sha256(body).hexdigest())
