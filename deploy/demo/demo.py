@@ -1,6 +1,11 @@
-"""One run of the demo: set up, write with a Kafka outage in the middle, drain, and compare the books."""
+"""One run of the demo: set up, write with a Kafka outage in the middle, drain, and compare the books.
+
+What the outage parked is re-driven when Kafka is back; a schema version registered then wakes what it accepts; what
+nothing cures becomes stale, its owner is told, and it leaves for the archive.
+"""
 
 import asyncio
+import json
 import os
 import shutil
 import subprocess
@@ -15,6 +20,7 @@ from deploy.demo.balance import balance, render
 from deploy.demo.books import Stores, StoreSettings, read_books
 from deploy.demo.drain import NotDrained, drained
 from deploy.demo.progress import Screen, entity_progress, fetch, lines
+from deploy.demo.receiver import Receiver
 from deploy.local.processes import Process
 from deploy.local.ready import http_answers
 from deploy.local.stack import Stack
@@ -26,6 +32,13 @@ OUTAGE_S = 12.0
 DELIVERY_DEADLINE_S = 2.0  # instead of 15, so that a short outage parks events
 DRAIN_S_MAX = 150.0
 FRAME_S = 0.5
+GRACE_S = 3.0  # instead of seven days: from the notice to the deletion
+SERVICES = {
+    "sink": "services.s3_sink",
+    "poller": "services.poller_producer",
+    "retrier": "services.dynamo_retrier",
+    "notifier": "services.stale_notifier",
+}
 HERE = Path(__file__).resolve().parent
 
 
@@ -63,9 +76,17 @@ class Demo:
             "BANK_DSN": stack.env["TIDEMARK_POSTGRES_DSN"].rpartition("/")[0] + "/bank",
             "BANK_PORT": str(stack.free_port("bank")),
         }
+        self._receiver = Receiver(self._say, stack.free_port("notices"))
         self._env = {
+            "BANK_NOTICES_URL": self._receiver.url,
+            "BANK_NOTICES_SECRET": self._receiver.secret,
+            "TIDEMARK_WAKE_PERIOD_S": "2",
+            "TIDEMARK_REFRESH_S": "2",
+            "TIDEMARK_GRACE_S": str(GRACE_S),
+            "TIDEMARK_NOTIFIER_POLL_S": "1",
+            "TIDEMARK_NOTIFIER_GROUP_WAIT_S": "1",
             "BANK_URL": f"http://127.0.0.1:{self._bank['BANK_PORT']}/cdc",
-            "TIDEMARK_ENTITIES_DIR": str(choose_entities(stack.folder / "entities", options.manner)),
+            "TIDEMARK_ENTITIES_DIR": str(self._choose_entities(stack.folder / "entities")),
             "TIDEMARK_KAFKA_DELIVERY_DEADLINE_S": str(DELIVERY_DEADLINE_S),
             "TIDEMARK_SINK_OBJECT_AGE_S_MAX": "2",
             **(places or {}),
@@ -77,12 +98,14 @@ class Demo:
 
     async def run(self) -> int:
         """The exit code: 0 only when everything adds up."""
-        await self._set_up()
-        await self._write()
         async with AsyncExitStack() as resources:
+            await self._receiver.start()
+            resources.push_async_callback(self._receiver.close)
+            await self._set_up()
+            await self._write()
             stores = await self.open_stores(resources)
             try:
-                await drained(stores, self.entities, DRAIN_S_MAX, self._waiting)
+                await drained(stores, self.entities, DRAIN_S_MAX, self._waiting, self._untold)
             except NotDrained as error:
                 self._screen.say(str(error))
             await asyncio.to_thread(self._draw)
@@ -96,17 +119,25 @@ class Demo:
             await self._stay()
         return code
 
+    @property
+    def stale_after_s(self) -> float:
+        """Long enough for the outage to end and for the new schema to cure what it can."""
+        return 0.3 * self._options.seconds + OUTAGE_S + 20
+
+    def _choose_entities(self, folder: Path) -> Path:
+        return choose_entities(folder, self._options.manner, self.stale_after_s)
+
     async def _set_up(self) -> None:
         self.stack.add(self._process("bank", "deploy.demo.bank", f"http://127.0.0.1:{self._bank['BANK_PORT']}/health"))
         await asyncio.to_thread(self.stack.start, "bank")
         self._say("the bank is open; tidemark bootstrap:")
         for line in (await asyncio.to_thread(self._tidemark, "bootstrap")).splitlines():
             self._screen.say(f"    {line}")
-        for name, module in (("sink", "services.s3_sink"), ("poller", "services.poller_producer")):
+        for name, module in SERVICES.items():
             port = self.stack.free_port(name)
             self.stack.add(self._process(name, module, f"http://127.0.0.1:{port}/ready", TIDEMARK_HTTP_PORT=str(port)))
             await asyncio.to_thread(self.stack.start, name)
-        self._say("poller and sink are ready")
+        self._say(f"ready: {', '.join(SERVICES)}")
 
     async def _write(self) -> None:
         """Writers for the whole time, Kafka killed in the middle of it."""
@@ -133,6 +164,19 @@ class Demo:
         """What goes wrong while the bank is busy: Kafka is killed, and comes back."""
         await asyncio.sleep(max(3.0, 0.3 * self._options.seconds))
         await self.kafka_outage()
+        await self._new_schema_version()
+
+    async def _new_schema_version(self) -> None:
+        """What an operator does when a source sends a field that the schema lacks."""
+        add_field(Path(self._settings["TIDEMARK_ENTITIES_DIR"]), "colour")
+        self._say("the field `colour` is added to the schemas; tidemark bootstrap registers them:")
+        for line in (await asyncio.to_thread(self._tidemark, "bootstrap")).splitlines():
+            if "subject" in line:
+                self._screen.say(f"    {line}")
+
+    async def _untold(self) -> str:
+        """What the drain waits for besides: that the owner of what nothing cures has been told."""
+        return "" if self._receiver.notices or self._options.manner == "rows" else "the first notice of stale events"
 
     async def kafka_outage(self) -> None:
         await asyncio.to_thread(self.stack.kill, self._broker)
@@ -151,8 +195,8 @@ class Demo:
         return await Stores.open(settings, self._bank["BANK_DSN"], self.entities.namespace, resources)
 
     def _end_services(self) -> bool:
-        """Poller and sink drain and end. True: both with exit code 0."""
-        codes = {name: self.stack.terminate(name) for name in ("poller", "sink")}
+        """The services drain and end, the sink last. True: all with exit code 0."""
+        codes = {name: self.stack.terminate(name) for name in reversed(SERVICES)}
         self._say("drained: " + ", ".join(f"{name} ended with {code}" for name, code in codes.items()))
         return not any(codes.values())
 
@@ -174,10 +218,12 @@ class Demo:
             "  ./deploy/local/tidemark parked list --limit 5",
             f"  ./deploy/local/tidemark cursor show {entity.name}",
             f"  curl -s '{self._env['BANK_URL']}?entity={entity.source_entity}&{since}&limit=3'",
-            f"  poller: http://127.0.0.1:{self.stack.port('poller')}/metrics (and /ready, /live)",
-            f"  sink:   http://127.0.0.1:{self.stack.port('sink')}/metrics",
+            *(
+                f"  {name + ':':<10}http://127.0.0.1:{self.stack.port(name)}/metrics, /ready, /live"
+                for name in SERVICES
+            ),
             f"  raw objects: {self._settings['AWS_ENDPOINT_URL']}/{self._settings['TIDEMARK_RAW_BUCKET']}",
-            f"  logs: ./deploy/local/stack logs {self._options.name} [poller|sink|bank|kafka]",
+            f"  logs: ./deploy/local/stack logs {self._options.name} [poller|sink|retrier|notifier|bank|kafka]",
         ]
 
     def _process(self, name: str, module: str, ready_url: str, **more: str) -> Process:
@@ -208,10 +254,12 @@ class Demo:
         await asyncio.sleep(FRAME_S)
 
     def _draw(self) -> None:
-        poller, sink = (fetch(f"http://127.0.0.1:{self.stack.port(name)}/metrics") for name in ("poller", "sink"))
+        poller, sink, retrier = (
+            fetch(f"http://127.0.0.1:{self.stack.port(name)}/metrics") for name in ("poller", "sink", "retrier")
+        )
         entities = self.entities.entities.values()
         now_s = time.time() if self._phase.startswith("writing") else None
-        found = [entity_progress(entity.name, entity.topic, poller, sink, now_s) for entity in entities]
+        found = [entity_progress(entity.name, entity.topic, poller, sink, retrier, now_s) for entity in entities]
         self._screen.draw([f"{self._elapsed()}  {self._phase}", *lines(found)])
 
     async def _waiting(self, what: str) -> None:
@@ -227,7 +275,15 @@ class Demo:
         return f"{seconds // 60:02d}:{seconds % 60:02d}"
 
 
-def choose_entities(folder: Path, manner: str) -> Path:
+def add_field(folder: Path, name: str) -> None:
+    """An optional field more in every schema of the folder: compatible, and accepted where it was unknown before."""
+    for file in sorted(folder.glob("*.avsc")):
+        schema = json.loads(file.read_text())
+        schema["fields"].append({"name": name, "type": ["null", "string"], "default": None})
+        file.write_text(json.dumps(schema, indent=2))
+
+
+def choose_entities(folder: Path, manner: str, stale_after_s: float = 60) -> Path:
     """The entity files of the manner, copied to ``folder``."""
     source = HERE / "entities"
     chosen = [source / "bank.yaml"]
@@ -238,4 +294,6 @@ def choose_entities(folder: Path, manner: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for file in chosen:
         shutil.copy(file, folder)
+    for file in folder.glob("*.yaml"):
+        file.write_text(file.read_text().replace("stale_after_s: 60", f"stale_after_s: {stale_after_s:g}"))
     return folder

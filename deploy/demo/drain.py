@@ -21,15 +21,23 @@ class NotDrained(Exception):
     """The deadline passed; says what was still waited for."""
 
 
-async def drained(stores: Stores, entities: Entities, within_s: float, tick: Callable[[str], Awaitable[None]]) -> None:
-    """Return once every change is read and every record is in a raw object. Raises ``NotDrained``.
+async def drained(
+    stores: Stores,
+    entities: Entities,
+    within_s: float,
+    tick: Callable[[str], Awaitable[None]],
+    also: Callable[[], Awaitable[str]],
+) -> None:
+    """Return once every change is read and re-driven where Kafka was to blame, and every record is in a raw object.
+
+    ``also`` says what else is waited for. Raises ``NotDrained``.
 
     Read: a lookback that began behind the bank's last change has completed. That change was committed after all others,
     so what committed late lies within the lookback.
     """
     last_us = await _last_stamps_us(stores)
     deadline_s = asyncio.get_running_loop().time() + within_s
-    while waiting := await _waiting_for(stores, entities, last_us):
+    while waiting := await _waiting_for(stores, entities, last_us) or await also():
         await tick(waiting)
         if asyncio.get_running_loop().time() > deadline_s:
             raise NotDrained(f"not through after {within_s:.0f} s: {waiting}")
@@ -52,6 +60,9 @@ async def _waiting_for(stores: Stores, entities: Entities, last_us: Mapping[str,
             return f"{entity.name} is paused: {status.paused_reason}"
         if status.swept_us < last_us.get(entity.source_entity, 0):
             return f"{entity.name}: the lookback behind the last change"
+    counts = await stores.parked.counts(list(entities.entities))
+    if waits := sum(count for (_, reason), count in counts.items() if reason.startswith("kafka_")):
+        return f"{waits:,} parked events that Kafka could not take"
     for entity in entities.entities.values():
         if behind := await _behind(stores, Keys(entities.namespace.prefix("")), entity):
             return f"{entity.name}: {behind:,} records between Kafka and the raw bucket"

@@ -50,11 +50,13 @@ def parse(text: str) -> Samples:
     return found
 
 
-def entity_progress(entity: str, topic: str, poller: Samples, sink: Samples, now_s: float | None) -> EntityProgress:
+def entity_progress(
+    entity: str, topic: str, poller: Samples, sink: Samples, retrier: Samples, now_s: float | None
+) -> EntityProgress:
     """``now_s`` ``None``: the source is quiet, so that the age of its last change says nothing about us."""
     ends = _by(sink, "tidemark_sink_log_end_offset", "partition", topic=topic)
     nexts = _by(sink, "tidemark_sink_next_offset", "partition", topic=topic)
-    parked = _by(poller, "tidemark_park_total", "reason", entity=entity)
+    parked = _by(retrier, "tidemark_parked_items", "reason", entity=entity)
     cursor_s = _sum(poller, "tidemark_cursor_timestamp_seconds", entity=entity)
     return EntityProgress(
         entity=entity,

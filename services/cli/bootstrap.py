@@ -70,7 +70,8 @@ def _things(edges: Edges, plan: bool) -> Iterator[Thing]:
         yield Thing("kafka", "topic", entity.topic, partial(_topic, edges, entity, plan))
     yield Thing("dynamodb", "table", parked.table, partial(_parked_table, edges, plan))
     yield Thing("s3", "bucket", parked.bucket, partial(_parked_bucket, edges, plan))
-    yield Thing("s3", "bucket", edges.raw_bucket, partial(_raw_bucket, edges, plan))
+    for bucket in (edges.raw_bucket, edges.archive_bucket):
+        yield Thing("s3", "bucket", bucket, partial(_written_once, edges, bucket, plan))
 
 
 async def _settle(thing: Thing, down: dict[str, str]) -> Finding:
@@ -192,9 +193,9 @@ async def _parked_bucket(edges: Edges, plan: bool) -> tuple[Verdict, str]:
     return ("ok" if await (await edges.buckets()).exists(edges.parked_settings.bucket) else "would create"), ""
 
 
-async def _raw_bucket(edges: Edges, plan: bool) -> tuple[Verdict, str]:
+async def _written_once(edges: Edges, bucket: str, plan: bool) -> tuple[Verdict, str]:
     """The ledger stands on the store's refusal of a second conditional PUT: without it two sinks would both win."""
-    buckets, bucket = await edges.buckets(), edges.raw_bucket
+    buckets = await edges.buckets()
     exists = await buckets.exists(bucket)
     if not exists and not plan:
         await buckets.create(bucket)

@@ -109,6 +109,10 @@ class Edges:
         return load_config(RawSettings, self._environ).raw_bucket
 
     @property
+    def archive_bucket(self) -> str:
+        return load_config(ArchiveSettings, self._environ).archive_bucket
+
+    @property
     def parked_settings(self) -> "ParkedSettings":
         """The table's name has the namespace before it, as everywhere."""
         from shared.parked.store import ParkedSettings
@@ -178,8 +182,7 @@ class Edges:
         from shared.parked.evidence import Archive
 
         if "archive" not in self._opened:
-            bucket = load_config(ArchiveSettings, self._environ).archive_bucket
-            self._opened["archive"] = await Archive.open(bucket, self.namespace.prefix(""), self._stack)
+            self._opened["archive"] = await Archive.open(self.archive_bucket, self.namespace.prefix(""), self._stack)
         opened = self._opened["archive"]
         assert isinstance(opened, Archive)
         return opened

@@ -59,7 +59,7 @@ def _add_hold(hold: argparse.ArgumentParser) -> None:
         dest="for_s",
         type=of.age_s,
         metavar="AGE",
-        help="how long, at most until an event's deadline (default: until then)",
+        help="how long, at most until a new deadline of 7 days (default: until then)",
     )
     hold.add_argument("--per-second", type=of.per_second, default=PER_SECOND)
 

@@ -33,9 +33,9 @@ async def audited(
         yield deed
     except Exception as error:
         with suppress(ParkedUnavailable):  # the first error is the one to be told
-            await trail.end(entry, "failed", dict(deed.counts), type(error).__name__)
+            await trail.end(entry, "failed", _counts(deed), type(error).__name__)
         raise
-    await trail.end(entry, "done", dict(deed.counts))
+    await trail.end(entry, "done", _counts(deed))
 
 
 async def list_entries(edges: Edges, newer_than_s: int, limit: int) -> Outcome:
@@ -44,6 +44,10 @@ async def list_entries(edges: Edges, newer_than_s: int, limit: int) -> Outcome:
     header = ("WHEN", "WHO", "ACTION", "END", "COUNTS", "WHAT", "WHY")
     lines = aligned([_line(entry) for entry in entries], header) or ["nobody has done anything"]
     return Outcome(exit_code=OK, lines=lines, document={"entries": [_document(entry) for entry in entries]})
+
+
+def _counts(deed: Deed) -> dict[str, int]:
+    return {str(fate): count for fate, count in deed.counts.items() if count}
 
 
 def _line(entry: Entry) -> list[str]:

@@ -1,4 +1,6 @@
-"""``tidemark parked hold``: put events off. A stale one is taken out of the notifier's hands, with a new deadline.
+"""``tidemark parked hold``: put events off, with a new deadline where theirs would come before.
+
+A stale one is taken out of the notifier's hands.
 
 Nothing is lost by a kill: each event is held or not, and the command may be typed again.
 """
@@ -6,6 +8,8 @@ Nothing is lost by a kill: each event is held or not, and the command may be typ
 from argparse import Namespace
 from collections import Counter
 from typing import Literal, Protocol
+
+from msgspec import Struct
 
 from services.cli.edges import Edges, clock_ms
 from services.cli.outcome import FINDING, OK, Outcome
@@ -15,13 +19,23 @@ from services.cli.parked_selection import demand_filter, nothing, selection_of
 from shared.parked.bulk import LEASE_S, Pace, chunks, together
 from shared.parked.leases import Claimed, Row
 from shared.parked.model import State
+from shared.parked.policy import deadline_ms
 from shared.parked.selection import Selection, document_of
 from shared.parked.transitions import BodyLost, Hint, LeaseLost, Place
 
 Fate = Literal["held", "busy", "gone"]
 WAKE_SPREAD_S = 60.0
-"""A stale event is woken first: time enough to hold it before a retrier comes."""
+"""What is woken for a new deadline: time enough to hold it before a retrier comes."""
 FOREVER_MS = 10**12
+
+
+class By(Struct, frozen=True):
+    who: str
+    now_ms: int
+
+    @property
+    def code(self) -> str:
+        return f"held by {self.who}"
 
 
 class Rows(Protocol):
@@ -51,35 +65,46 @@ async def run(edges: Edges, arguments: Namespace) -> Outcome:
     pace = Pace(arguments.per_second)
     what = document_of(selection) | ({} if arguments.for_s is None else {"for_s": arguments.for_s})
     async with audited(edges, "hold", arguments.why, what) as deed:
-        deed.counts = fates
+        deed.counts, by = fates, By(deed.who, now_ms)
         with Progress("holding", total) as progress:
             async for page in desk.walk.pages(selection):
                 for part in chunks(page.rows, pace.chunk):
                     await pace.turn(len(part))
-                    fates.update(await together([hold_one(rows, row, selection, until_ms, deed.who) for row in part]))
+                    fates.update(await together([hold_one(rows, row, selection, until_ms, by) for row in part]))
                     progress.show(fates.total())
     return _outcome(fates, total)
 
 
-async def hold_one(rows: Rows, place: Place, selection: Selection, until_ms: int, who: str) -> Fate:
+async def hold_one(rows: Rows, place: Place, selection: Selection, until_ms: int, by: By) -> Fate:
     """``gone``: it has left the table, or is no longer what was selected."""
     row = await rows.look(place)
     if row is None or not selection.still_takes(row):
         return "gone"
-    by = f"held by {who}"
-    if row.state is State.STALE:
-        await rows.wake(row, WAKE_SPREAD_S, by, operator=True)
+    if row.state is State.PARKED and _ends_too_soon(row, until_ms, by):
+        fate = await _hold(rows, row, until_ms, by)  # only what is at rest gets a new deadline
         row = await rows.look(place)
-        if row is None:
-            return "gone"
+        if fate != "held" or row is None:
+            return fate
+    if row.state is State.STALE or _ends_too_soon(row, until_ms, by):
+        await rows.wake(row, WAKE_SPREAD_S, by.code, operator=True)
+        row = await rows.look(place)
+    return "gone" if row is None else await _hold(rows, row, until_ms, by)
+
+
+def _ends_too_soon(row: Row, until_ms: int, by: By) -> bool:
+    """Its deadline would end the hold, and a new one lies later."""
+    return row.deadline_ms < min(until_ms, deadline_ms(row.event.reason, by.now_ms))
+
+
+async def _hold(rows: Rows, row: Row, until_ms: int, by: By) -> Fate:
     try:
-        claimed = await rows.claim(row, who, LEASE_S, early=True)
+        claimed = await rows.claim(row, by.who, LEASE_S, early=True)
     except BodyLost as lost:
         claimed = lost.claimed
     if claimed is None:
         return "busy"
     try:
-        await rows.hold(claimed, until_ms, by, free=True)
+        await rows.hold(claimed, until_ms, by.code, free=True)
     except LeaseLost:
         return "busy"
     return "held"
@@ -88,6 +113,6 @@ async def hold_one(rows: Rows, place: Place, selection: Selection, until_ms: int
 def _outcome(fates: Counter[Fate], total: int) -> Outcome:
     words: list[tuple[Fate, str]] = [("held", "held"), ("busy", "with a worker now"), ("gone", "gone meanwhile")]
     lines = [", ".join(f"{fates[fate]:,} {word}" for fate, word in words if fates[fate] or fate == "held")]
-    lines.append("each until the time given, or its deadline if that is sooner; a new contract may wake it before")
+    lines.append("until the time given, at most until a new deadline; a new contract may wake refused ones before")
     document = {"total": total, "counts": dict(fates)}
     return Outcome(exit_code=FINDING if fates["busy"] else OK, lines=lines, document=document)

@@ -4,7 +4,10 @@ Within a partition rows come oldest first. A row that is woken or held keeps its
 moves to another partition, and may be met there again.
 """
 
+import asyncio
+from collections import deque
 from collections.abc import AsyncIterator
+from itertools import islice
 from typing import Any
 
 from msgspec import Struct
@@ -14,6 +17,12 @@ from shared.parked.items import ParkedRow, row_of
 from shared.parked.model import group_sort
 from shared.parked.queries import READ_BUDGET_S, group_query
 from shared.parked.selection import Selection
+
+READ_AHEAD = 16
+"""Partitions whose first megabyte is in memory before its turn: most partitions are empty."""
+
+_Query = dict[str, Any]
+_Answer = dict[str, Any]
 
 
 class Position(Struct, frozen=True, omit_defaults=True):
@@ -34,6 +43,11 @@ class Page(Struct, frozen=True):
     rows: list[ParkedRow]
 
 
+class _Part(Struct, frozen=True):
+    floor: str
+    query: _Query
+
+
 class Walk:
     """Reads the index only: what it shows is a hint."""
 
@@ -46,27 +60,38 @@ class Walk:
 
         Raises ``ParkedUnavailable``.
         """
-        for number, partition in enumerate(selection.partitions):
-            if number < start.partition:
-                continue
-            floor = max(above, start.after if number == start.partition else "")
-            query = group_query(self._table_name, partition, selection.filter, floor or None)
-            async for rows in self._rows(query):
-                if wanted := [row for row in rows if place_of(row) > floor and selection.takes(row)]:
-                    yield Page(number, wanted)
+        firsts: deque[tuple[int, _Part, asyncio.Task[_Answer]]] = deque()
+        left = enumerate(selection.partitions[start.partition :], start.partition)
+        try:
+            while True:
+                for number, partition in islice(left, READ_AHEAD - len(firsts)):
+                    floor = max(above, start.after if number == start.partition else "")
+                    part = _Part(floor, group_query(self._table_name, partition, selection.filter, floor or None))
+                    firsts.append((number, part, asyncio.create_task(self._ask(part.query), name="parked-walk")))
+                if not firsts:
+                    return
+                number, part, first = firsts.popleft()
+                async for rows in self._rows(part.query, await first):
+                    if wanted := [row for row in rows if place_of(row) > part.floor and selection.takes(row)]:
+                        yield Page(number, wanted)
+        finally:
+            for _, _, first in firsts:
+                first.cancel()
+            await asyncio.gather(*(first for _, _, first in firsts), return_exceptions=True)
 
     async def count(self, selection: Selection) -> int:
         """How many it takes now, as the index has it."""
         return sum([len(page.rows) async for page in self.pages(selection)])
 
-    async def _rows(self, query: dict[str, Any]) -> AsyncIterator[list[ParkedRow]]:
-        start: dict[str, Any] = {}
+    async def _rows(self, query: _Query, answer: _Answer) -> AsyncIterator[list[ParkedRow]]:
         while True:
-            answer = await self._table.call("query", Budget(READ_BUDGET_S), **query, **start)
             yield [row_of(item) for item in answer["Items"]]
             if "LastEvaluatedKey" not in answer:
                 return
-            start = {"ExclusiveStartKey": answer["LastEvaluatedKey"]}
+            answer = await self._ask({**query, "ExclusiveStartKey": answer["LastEvaluatedKey"]})
+
+    async def _ask(self, query: _Query) -> _Answer:
+        return await self._table.call("query", Budget(READ_BUDGET_S), **query)
 
 
 def place_of(row: ParkedRow) -> str:

@@ -21,6 +21,7 @@ class KilledDemo(Demo):
     """The demo, with its services killed at random moments under load, and its books opened after each kill."""
 
     checks = 0
+    stale_after_s = 7 * 86_400.0
 
     async def trouble(self) -> None:
         for number in range(KILLS):

@@ -106,7 +106,7 @@ class LambdaSandbox:
         # Without site: what is installed for the tests must not stand in for what the zip lacks.
         command = [sys._base_executable, "-S", "-m", "awslambdaric", self._handler]  # type: ignore[attr-defined]
         with self._log.open("wb") as log:
-            self._process = subprocess.Popen(
+            self._process = subprocess.Popen(  # noqa: ASYNC220  # forks at once
                 leashed(*command), cwd=self._task_root, env=env, stdout=log, stderr=subprocess.STDOUT
             )
         self._watch = asyncio.create_task(self._watch_process(), name="lambda-watch")

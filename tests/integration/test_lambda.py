@@ -1,6 +1,7 @@
 """The built zip, under AWS's own runtime client and a Runtime API on loopback, over a real Kafka and DynamoDB.
 
-The sandboxes see nothing that is installed here but the runtime client, and are frozen whenever they have no invocation.
+The sandboxes see nothing that is installed here but the runtime client, and are frozen while they have no
+invocation.
 """
 
 import asyncio
@@ -100,7 +101,7 @@ async def test_overlapping_invocations_publish_nothing_twice(stack: Stack, tmp_p
             lambda_sandbox(task_root, REDRIVE, env, tmp_path) as other,
         ):
             await world.store.park(events)
-            answers = await asyncio.gather(one.invoke(), other.invoke())
+            answers = list(await asyncio.gather(one.invoke(), other.invoke()))
             while await world.rows():  # what one of them had while the other looked
                 answers.append(await one.invoke())
 
@@ -119,7 +120,7 @@ async def test_a_warm_sandbox_waits_for_kafka_and_counts_no_attempt(
         env = env_of(world, kafka_bootstrap=f"127.0.0.1:{proxy.port}")
         async with lambda_sandbox(task_root, REDRIVE, env, tmp_path) as sandbox:
             for mode in ("refuse", "blackhole"):
-                await proxy.set_mode(mode)  # type: ignore[arg-type]
+                await proxy.set_mode(mode)
                 away = await sandbox.invoke()
                 assert (away.result["waits_for"], away.result["published"]) == ("kafka", 0)
                 assert sandbox.peers() == []
