@@ -94,7 +94,14 @@ class Balance(Struct, frozen=True, kw_only=True):
 
     @property
     def adds_up(self) -> bool:
-        names = (self.missing, self.untold, self.offsets_missing, self.offsets_twice, self.offsets_unknown, self.outdated)
+        names = (
+            self.missing,
+            self.untold,
+            self.offsets_missing,
+            self.offsets_twice,
+            self.offsets_unknown,
+            self.outdated,
+        )
         return not any((*names, self.confused, self.chain_problems, self.nameless))
 
 

@@ -8,9 +8,8 @@ import asyncpg
 import msgspec
 import zstandard
 from msgspec import Meta, Struct
-from msgspec.structs import replace
 
-from deploy.demo.balance import Books, ParkedItem, RawRow, Truth
+from deploy.demo.balance import ArchivedItem, Books, ParkedItem, RawRow, Truth
 from shared.aws import open_client
 from shared.checkpoints.postgres import Checkpoints
 from shared.checkpoints.settings import PostgresSettings
@@ -19,6 +18,8 @@ from shared.events.identity import Identifier, event_id
 from shared.events.model import Reason
 from shared.kafka.admin import KafkaAdmin
 from shared.kafka.settings import KafkaSettings
+from shared.parked.evidence import Archive
+from shared.parked.groups import GroupStore, cause_of
 from shared.parked.items import ParkedId
 from shared.parked.store import ParkedSettings, ParkedStore
 from shared.producer.seen import unpack
@@ -42,6 +43,7 @@ class StoreSettings(Struct, frozen=True, kw_only=True):
     postgres: PostgresSettings
     parked: ParkedSettings = ParkedSettings()
     raw_bucket: Annotated[str, Meta(min_length=3)] = "tidemark-raw"
+    archive_bucket: Annotated[str, Meta(min_length=3)] = "tidemark-archive"
     namespace: str = ""
 
 
@@ -49,11 +51,20 @@ class Stores:
     """The edges of one open set of books."""
 
     def __init__(
-        self, bank: Any, checkpoints: Checkpoints, parked: ParkedStore, s3: S3Store, kafka: KafkaAdmin
+        self,
+        bank: Any,
+        checkpoints: Checkpoints,
+        parked: ParkedStore,
+        groups: GroupStore,
+        archive: Archive,
+        s3: S3Store,
+        kafka: KafkaAdmin,
     ) -> None:
         self.bank = bank
         self.checkpoints = checkpoints
         self.parked = parked
+        self.groups = groups
+        self.archive = archive
         self.s3 = s3
         self.kafka = kafka
 
@@ -64,7 +75,9 @@ class Stores:
         return cls(
             bank,
             await Checkpoints.open(settings.postgres, stack, schema=space.postgres_schema()),
-            await ParkedStore.open(replace(settings.parked, table=space.table(settings.parked.table)), stack),
+            await ParkedStore.open(settings.parked.within(space), stack),
+            await GroupStore.open(settings.parked.within(space), stack),
+            await Archive.open(settings.archive_bucket, space.prefix(""), stack),
             S3Store(await open_client("s3", stack, read_timeout_s=30), settings.raw_bucket),
             await KafkaAdmin.open(settings.kafka, stack),
         )
@@ -74,6 +87,16 @@ async def read_books(stores: Stores, entities: Entities) -> list[Books]:
     """The books of every entity. Nothing may be written meanwhile, except what lies beyond the last change."""
     parked = await stores.parked.scan_ids()
     return [await _read(stores, entities, entity, parked) for entity in entities.entities.values()]
+
+
+async def archived_items(stores: Stores, entity: Entity) -> list[ArchivedItem]:
+    """What the archive holds of the entity; told: its group has the receipt of a channel."""
+    found = []
+    async for uri in stores.archive.uris(entity=entity.name):
+        event = await stores.archive.read(uri)
+        group = await stores.groups.get(entity.owner.name, cause_of(event).id)
+        found.append(ArchivedItem(event_id=event.event_id, told=group is not None and group.told_ms is not None))
+    return found
 
 
 async def _read(stores: Stores, entities: Entities, entity: Entity, parked: list[ParkedId]) -> Books:
@@ -87,6 +110,7 @@ async def _read(stores: Stores, entities: Entities, entity: Entity, parked: list
         seen=await seen_ids(stores, entities, entity.name),
         raw=raw,
         parked=[_parked(item) for item in parked if item.entity == entity.name],
+        archived=await archived_items(stores, entity),
         log={partition: range(mark.begin, mark.end) for partition, mark in marks.items()},
         final_versions=final_versions,
         chain_problems=problems,

@@ -175,8 +175,15 @@ class Demo:
                 self._screen.say(f"    {line}")
 
     async def _untold(self) -> str:
-        """What the drain waits for besides: that the owner of what nothing cures has been told."""
-        return "" if self._receiver.notices or self._options.manner == "rows" else "the first notice of stale events"
+        """What the drain waits for besides: that the owner of what nothing cures is told, and that it leaves then."""
+        if self._options.manner == "rows" or self.stale_after_s > DRAIN_S_MAX:
+            return ""
+        if not self._receiver.notices:
+            return "the first notice of stale events"
+        deleted = fetch(f"http://127.0.0.1:{self.stack.port('notifier')}/metrics").get(
+            "tidemark_stale_deleted_total", {}
+        )
+        return "" if sum(deleted.values()) else "the first stale event to leave for the archive"
 
     async def kafka_outage(self) -> None:
         await asyncio.to_thread(self.stack.kill, self._broker)

@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 import urllib.request
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TextIO
 from urllib.error import URLError
@@ -86,7 +87,11 @@ def _line(one: EntityProgress) -> str:
 
 def _by(samples: Samples, name: str, label: str, **labels: str) -> dict[str, float]:
     wanted = set(labels.items())
-    return {dict(key)[label]: value for key, value in samples.get(name, {}).items() if wanted <= set(key)}
+    found: Counter[str] = Counter()
+    for key, value in samples.get(name, {}).items():
+        if wanted <= set(key):
+            found[dict(key)[label]] += value  # type: ignore[assignment]  # a gauge's number
+    return dict(found)
 
 
 def _sum(samples: Samples, name: str, **labels: str) -> float:

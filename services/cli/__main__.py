@@ -66,6 +66,10 @@ async def _command(arguments: argparse.Namespace, edges: edges_of.Edges, environ
             if action == "show":
                 return await cursor.show(edges, arguments.entity)
             return await cursor.set_to(edges, arguments.entity, arguments.to, arguments.reason)
+        case "evidence", _:
+            from services.cli import evidence
+
+            return await evidence.verify(edges, arguments.day, arguments.expect_head)
     from services.cli import parked
 
     return await parked.run(edges, arguments)

@@ -58,6 +58,11 @@ def parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
 
     parked = _group(commands, "parked", "Look at events that could not be published, and act on them.")
     add_parked(parked, command)
+
+    evidence = _group(commands, "evidence", "The archive of events that could not be published.")
+    verify = command(evidence, "verify", "Walk the chain of evidence, and compare it with what lies in the archive.")
+    verify.add_argument("--day", type=of.day, help="only what was archived on this day (UTC), as 2026-01-31")
+    verify.add_argument("--expect-head", metavar="SHA256", help="the head that an earlier run printed: must be there")
     return top
 
 

@@ -151,7 +151,7 @@ class Analyst:
 
     def _decoded(self, event: ParkedEvent, position: KafkaPosition) -> Retriable | NotYet:
         headers = dict(position.headers)
-        op = _OPS.get(headers.get(HEADER_OP, b""))
+        op = _OPS.get(headers.get(HEADER_OP) or b"")
         key = None if event.key is None or position.key is None else position.key.decode()
         if op is None or key is None or not event.event_id or not headers.get(HEADER_SEQ):
             return self._undecodable("the record has no readable key or tm- headers: it was not written by Tidemark")

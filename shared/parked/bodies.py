@@ -9,6 +9,7 @@ from hashlib import sha256
 from secrets import token_hex
 from typing import Any
 
+import msgspec
 import zstandard
 from aiohttp import ClientError as CutShort
 from botocore.exceptions import ClientError, HTTPClientError
@@ -16,9 +17,9 @@ from msgspec.structs import replace
 
 from shared.logs import get_logger
 from shared.parked.calls import Budget, Calls, ParkedUnavailable, Trouble, pauses
-from shared.parked.items import decompress, wire
+from shared.parked.items import decompress, record_of, wire
 from shared.parked.leases import Body, Row
-from shared.parked.model import body_key, object_key
+from shared.parked.model import KafkaPosition, body_key, object_key
 
 log = get_logger(__name__)
 
@@ -52,12 +53,18 @@ class Bodies:
 
     async def read(self, row: Row, body: Body) -> bytes:
         """Strongly consistent, and compared with the digest that the row names."""
-        packed = await self._object(body.object_key) if body.object_key is not None else await self._item(row, body)
-        if packed is None:
-            raise BodyMissing(f"the body {_name(body)} is missing")
+        packed = await self._packed(row, body)
         if len(packed) > INLINE_BYTES_MAX:
             return await asyncio.to_thread(unpacked, packed, body)
         return unpacked(packed, body)
+
+    async def position(self, row: Row, cut: KafkaPosition) -> KafkaPosition:
+        """With the whole key and headers of a row that has no room for them, from behind its body."""
+        packed = await self._packed(row, row.original)
+        try:
+            return await asyncio.to_thread(record_of, packed, cut)
+        except (zstandard.ZstdError, msgspec.MsgspecError, ValueError) as error:
+            raise BodyMissing(f"behind the body {_name(row.original)}: {error}") from error
 
     async def write(self, row: Row, rev: int, raw: bytes, at_us: int) -> Body:
         """Before the row names it."""
@@ -87,6 +94,12 @@ class Bodies:
                     await self._table.call("delete_item", budget, TableName=self._table_name, Key=key)
         except ParkedUnavailable as error:
             log.info("parked_orphans_left", count=len(bodies), error=str(error))
+
+    async def _packed(self, row: Row, body: Body) -> bytes:
+        packed = await self._object(body.object_key) if body.object_key is not None else await self._item(row, body)
+        if packed is None:
+            raise BodyMissing(f"the body {_name(body)} is missing")
+        return packed
 
     async def _item(self, row: Row, body: Body) -> bytes | None:
         key = {"pk": wire(row.pk), "sk": wire(body.sk or "")}

@@ -75,7 +75,7 @@ class Pace:
     async def turn(self, count: int) -> None:
         """Wait until ``count`` events may be begun."""
         now_s = self._monotonic_s()
-        begins_s = self._free_s or now_s
+        begins_s = max(now_s, self._free_s)
         self._free_s = begins_s + count / self._per_second
         if begins_s > now_s:
             await self._sleep(begins_s - now_s)

@@ -1,7 +1,9 @@
 """One call to the store: bounded in number, slower under throttling, retried inside a budget, and its errors sorted.
 
-Three kinds: *transient* (throttled, 5xx, no connection: again after a jittered pause, until the budget is spent),
-*refused for now* (no table, no rights: no retry helps, but the cursor must stand), and our own bugs (they propagate).
+Three kinds: *transient* (throttled, 5xx, no connection, and every code that nobody foresaw: again after a jittered
+pause, until the budget is spent), *refused for now* (no table, no rights: no retry helps, but the cursor must stand),
+and what propagates: the store's answers to what we asked, and a known list of our own bugs. A code that AWS adds one
+day, or that a KMS key or a proxy answers, is never taken for a bug: it would end the process, and waiting mends it.
 """
 
 import asyncio
@@ -11,7 +13,16 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any, Literal
 
-from botocore.exceptions import ClientError, ConnectionError, HTTPClientError, NoCredentialsError
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    DataNotFoundError,
+    NoCredentialsError,
+    NoRegionError,
+    ParamValidationError,
+    PartialCredentialsError,
+    UnknownServiceError,
+)
 from botocore.parsers import ResponseParserError
 from msgspec import Struct
 
@@ -19,6 +30,7 @@ from shared import metrics
 from shared.retry import backoff
 
 BACKOFF_BASE_S = 0.05
+CALL_S_MAX = 60.0  # of one call: while a body is written to a frozen store no other time-out runs
 BACKOFF_CAP_S = 5.0  # well below a budget; the caller's own pause between calls grows to 30 s
 
 THROTTLES = frozenset({"ThrottlingException", "ProvisionedThroughputExceededException", "RequestLimitExceeded"})
@@ -26,10 +38,25 @@ STATEMENT_THROTTLES = frozenset({"ThrottlingError", "ProvisionedThroughputExceed
 STATEMENT_TRANSIENTS = STATEMENT_THROTTLES | {"InternalServerError", "TransactionConflict"}
 _MISSING = frozenset({"ResourceNotFoundException", "NoSuchBucket"})
 _NOT_ALLOWED = frozenset({
-    "AccessDeniedException", "AccessDenied", "UnrecognizedClientException", "ExpiredToken", "ExpiredTokenException",
-    "InvalidSignatureException",
+    "AccessDeniedException", "AccessDenied", "AllAccessDisabled", "UnrecognizedClientException", "ExpiredToken",
+    "ExpiredTokenException", "InvalidAccessKeyId", "InvalidClientTokenId", "InvalidSignatureException", "InvalidToken",
+    "IncompleteSignature", "MissingAuthenticationToken", "MissingAuthenticationTokenException", "OptInRequired",
+    "SignatureDoesNotMatch", "TokenRefreshRequired", "NotSignedUp", "AccountProblem", "403",
 })  # fmt: skip
-_WORLD = (ClientError, HTTPClientError, ConnectionError, NoCredentialsError, ResponseParserError, OSError)
+_ANSWERS = frozenset({
+    "ConditionalCheckFailedException", "PreconditionFailed", "NoSuchKey", "NotFound", "404", "412", "304",
+    "ResourceInUseException", "BucketAlreadyOwnedByYou", "BucketAlreadyExists", "OperationAborted",
+})  # fmt: skip
+"""To what we asked: whoever calls knows what they mean."""
+_BUGS = frozenset({
+    "ValidationException", "SerializationException", "UnknownOperationException", "InvalidAction", "MissingAction",
+    "InvalidArgument", "InvalidBucketName", "InvalidRequest", "InvalidURI", "IllegalLocationConstraintException",
+    "KeyTooLongError", "MalformedXML", "MetadataTooLarge", "EntityTooLarge", "MethodNotAllowed", "InvalidRange",
+})  # fmt: skip
+"""Of ours: the same request is refused for ever."""
+_SETTINGS = (NoCredentialsError, PartialCredentialsError, NoRegionError)
+_OWN_BUGS = (ParamValidationError, UnknownServiceError, DataNotFoundError)
+_WORLD = (ClientError, BotoCoreError, ResponseParserError, OSError)
 _INDEX = re.compile(r":table/[\w.-]+/index/([\w.-]*\w)")
 
 
@@ -66,12 +93,15 @@ class Trouble(Struct, frozen=True):
 
 
 def trouble_of(error: Exception, table: str) -> Trouble | None:
-    """The transient that ``error`` stands for; ``None``: it is none.
+    """The transient that ``error`` stands for; ``None``: it is none, and is to be raised as it is.
 
     Raises ``ParkedUnavailable`` where no retry helps before somebody acts.
     """
-    if isinstance(error, NoCredentialsError):
-        raise ParkedUnavailable("parked_unavailable", "no AWS credentials: set them in the environment") from error
+    if isinstance(error, _OWN_BUGS):
+        return None
+    if isinstance(error, _SETTINGS):
+        why = f"no AWS credentials or region ({error}): set them in the environment"
+        raise ParkedUnavailable("parked_unavailable", why) from error
     if not isinstance(error, ClientError):
         return Trouble(f"{type(error).__name__}: {error}")
     code = str(error.response.get("Error", {}).get("Code", ""))
@@ -84,7 +114,8 @@ def trouble_of(error: Exception, table: str) -> Trouble | None:
         ) from error
     if code in _NOT_ALLOWED:
         raise ParkedUnavailable("parked_unavailable", f"{table}: {error}; renew or widen the credentials") from error
-    return Trouble(str(error)) if status >= 500 or status == 429 or code == "ConditionalRequestConflict" else None
+    known = code in _ANSWERS or (code in _BUGS and status < 500)
+    return None if known else Trouble(str(error))
 
 
 def throttled_resource(response: dict[str, Any]) -> str:
@@ -106,9 +137,9 @@ def statement_trouble(error: dict[str, Any], table: str) -> Trouble:
 def refused_statement(error: dict[str, Any], table: str) -> Exception:
     """What to raise for a statement that no retry helps."""
     text = f"{table}: {error['Code']}: {error.get('Message', '')}"
-    if error["Code"] in ("ResourceNotFound", "AccessDenied"):
-        return ParkedUnavailable("parked_unavailable", text, is_missing=error["Code"] == "ResourceNotFound")
-    return RuntimeError(f"DynamoDB refused a statement of ours: {text}")
+    if error["Code"] == "ValidationError":
+        return RuntimeError(f"DynamoDB refused a statement of ours: {text}")
+    return ParkedUnavailable("parked_unavailable", text, is_missing=error["Code"] == "ResourceNotFound")
 
 
 class Lanes:
@@ -182,16 +213,20 @@ def pauses() -> Iterator[float]:
 class Calls:
     """The calls of one client on one table."""
 
-    def __init__(self, client: Any, table: str, lanes: Lanes) -> None:
+    def __init__(self, client: Any, table: str, lanes: Lanes, *, call_s_max: float = CALL_S_MAX) -> None:
         self._client = client
+        self._call_s_max = call_s_max
         self._table = table
         self._lanes = lanes
 
     async def call(self, operation: str, budget: Budget, **parameters: Any) -> dict[str, Any]:
-        """Raises ``ParkedUnavailable`` when the budget is spent; errors that are no transients as they are."""
+        """Raises ``ParkedUnavailable`` when the budget is spent; errors that are no transients as they are.
+
+        One call takes at most ``CALL_S_MAX``, whatever its budget: it may have been done then, as after any time-out.
+        """
         for pause_s in pauses():
             try:
-                async with self._lanes.lane():
+                async with self._lanes.lane(), asyncio.timeout(self._call_s_max):
                     answer: dict[str, Any] = await getattr(self._client, operation)(**parameters)
                 self._lanes.went_well()
                 return answer

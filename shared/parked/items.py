@@ -1,15 +1,18 @@
 """Parked events as DynamoDB items and statements, and back. Pure."""
 
+import struct
 from hashlib import sha256
 from secrets import token_hex
 from typing import Any, Literal
 
+import msgspec
 import zstandard
 from msgspec import Struct
 
 from shared.events.model import Reason
 from shared.parked.model import (
     KEY_CHARS_MAX,
+    KafkaPosition,
     ParkedEvent,
     State,
     body_key,
@@ -29,6 +32,11 @@ Item = dict[str, dict[str, Any]]
 
 STORED_FIELDS = ("pk", "sk", "nonce", "body_sha", "seen", "rank", "tie", "maybe_sent", "ver")
 RAW_BYTES_MAX = 256 * 1024 * 1024  # of a decompressed body: above any body that a source may send
+RECORD_BYTES_MAX = 64 * 1024
+"""Of a record's key and headers together in META, which DynamoDB bounds at 400 KB: a foreign producer's may be larger."""
+HEADER_BYTES = 16  # what a header costs in META besides its name and content, at most
+OWN_HEADERS_MAX, OWN_HEADER_BYTES_MAX = 16, 256
+_SKIPPABLE = 0x184D2A50  # https://github.com/facebook/zstd/blob/dev/doc/zstd_compression_format.md#skippable-frames
 
 
 class Stored(Struct, frozen=True):
@@ -86,6 +94,8 @@ class Draft(Struct):
 def draft_of(event: ParkedEvent, sightings: int, body_bytes_max: int) -> Draft:
     """A body above ``body_bytes_max`` goes to the bucket."""
     body = zstandard.compress(event.raw)
+    if event.kafka is not None and not _fits(event.kafka):
+        body += _record_frame(event.kafka)
     body_sha = sha256(event.raw).hexdigest()
     return Draft(
         event=event,
@@ -117,11 +127,23 @@ def resolve(draft: Draft, stored: Stored | None) -> None:
 
 
 def decompress(body: bytes) -> bytes:
+    """The raw bytes: what may lie behind them (``record_of``) is passed over."""
     with zstandard.ZstdDecompressor().stream_reader(body) as reader:
         raw = reader.read(RAW_BYTES_MAX + 1)
     if len(raw) > RAW_BYTES_MAX:
         raise ValueError(f"a parked body decompresses to more than {RAW_BYTES_MAX} bytes")
     return bytes(raw)
+
+
+def record_of(body: bytes, position: KafkaPosition) -> KafkaPosition:
+    """A position that was cut, with its whole key and headers, from behind the raw bytes. Raises ``ValueError``."""
+    reader = zstandard.ZstdDecompressor().decompressobj()
+    reader.decompress(body)
+    frame = bytes(reader.unused_data)
+    if len(frame) < 8 or struct.unpack("<II", frame[:8]) != (_SKIPPABLE, len(frame) - 8):
+        raise ValueError(f"behind the body of {position.text} there are no key and headers")
+    whole = msgspec.msgpack.decode(zstandard.decompress(frame[8:]), type=_Record)
+    return msgspec.structs.replace(position, key=whole.key, headers=whole.headers, cut=False)
 
 
 def body_item(draft: Draft) -> Item:
@@ -329,7 +351,9 @@ def detail_of(item: Item, raw: bytes) -> ParkedDetail:
     )
 
 
-def wire(value: str | int | bool | bytes) -> dict[str, Any]:
+def wire(value: str | int | bool | bytes | None) -> dict[str, Any]:
+    if value is None:
+        return {"NULL": True}
     if isinstance(value, bool):
         return {"BOOL": value}
     if isinstance(value, int):
@@ -337,10 +361,40 @@ def wire(value: str | int | bool | bytes) -> dict[str, Any]:
     return {"B": value} if isinstance(value, bytes) else {"S": str(value)}
 
 
+class _Record(Struct, frozen=True, array_like=True):
+    key: bytes | None
+    headers: tuple[tuple[str, bytes | None], ...]
+
+
+def _fits(position: KafkaPosition) -> bool:
+    return len(position.key or b"") + sum(map(_header_bytes, position.headers)) <= RECORD_BYTES_MAX
+
+
+def _header_bytes(header: tuple[str, bytes | None]) -> int:
+    name, content = header
+    return len(name.encode("utf-8", "surrogatepass")) + len(content or b"") + HEADER_BYTES
+
+
+def _record_frame(position: KafkaPosition) -> bytes:
+    """Key and headers as a frame that every reader of zstd passes over: so the body has the same raw bytes as ever."""
+    record = msgspec.msgpack.encode(_Record(position.key, position.headers))
+    packed = zstandard.ZstdCompressor(write_checksum=True).compress(record)
+    return struct.pack("<II", _SKIPPABLE, len(packed)) + packed
+
+
+def _cut(position: KafkaPosition) -> KafkaPosition:
+    """What META has room for: our own headers, by which a re-drive goes, and a key that is none of the large ones."""
+    key = position.key if len(position.key or b"") <= RECORD_BYTES_MAX // 2 else None
+    own = [one for one in position.headers if one[0].startswith("tm-") and _header_bytes(one) <= OWN_HEADER_BYTES_MAX]
+    return msgspec.structs.replace(position, key=key, headers=tuple(own[-OWN_HEADERS_MAX:]), cut=True)
+
+
 def _kafka(event: ParkedEvent) -> dict[str, Any]:
     """The record as it lies in the log, so that a re-drive can write the same one."""
     position = event.kafka
     assert position is not None, "only undecodable records have a position"
+    if not _fits(position):
+        position = _cut(position)
     fields: dict[str, Any] = {
         "topic": wire(position.topic),
         "generation": wire(position.generation),
@@ -351,6 +405,8 @@ def _kafka(event: ParkedEvent) -> dict[str, Any]:
     }
     if position.key is not None:
         fields["key"] = wire(position.key)
+    if position.cut:
+        fields["cut"] = wire(True)
     return {"M": fields}
 
 

@@ -173,6 +173,10 @@ def with_raw(claimed: Claimed, raw: bytes) -> Claimed:
     return structs.replace(claimed, event=structs.replace(claimed.event, raw=raw))
 
 
+def with_position(claimed: Claimed, position: KafkaPosition | None) -> Claimed:
+    return structs.replace(claimed, event=structs.replace(claimed.event, kafka=position))
+
+
 def error_of(cause: RejectedEvent | str, kind: str, at_ms: int) -> Error:
     """``kind``: the class of a cause that is no more than a code."""
     if isinstance(cause, RejectedEvent):
@@ -239,7 +243,7 @@ def _event_of(item: Item, rev: int) -> ParkedEvent:
 
 
 def _position_of(part: dict[str, Any]) -> KafkaPosition:
-    headers = tuple((pair["L"][0]["S"], pair["L"][1]["B"]) for pair in part["headers"]["L"])
+    headers = tuple((pair["L"][0]["S"], pair["L"][1].get("B")) for pair in part["headers"]["L"])  # NULL: it has no value
     return KafkaPosition(
         topic=part["topic"]["S"],
         generation=int(part["generation"]["N"]),
@@ -248,6 +252,7 @@ def _position_of(part: dict[str, Any]) -> KafkaPosition:
         timestamp_ms=int(part["timestamp_ms"]["N"]),
         key=part["key"]["B"] if "key" in part else None,
         headers=headers,
+        cut="cut" in part,
     )
 
 

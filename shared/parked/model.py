@@ -34,7 +34,9 @@ class KafkaPosition(Struct, frozen=True):
     offset: int
     timestamp_ms: int
     key: bytes | None = None
-    headers: tuple[tuple[str, bytes], ...] = ()
+    headers: tuple[tuple[str, bytes | None], ...] = ()
+    cut: bool = False
+    """Key and headers are no more than what META has room for: the whole ones lie behind the body."""
 
     @property
     def text(self) -> str:

@@ -38,6 +38,7 @@ from shared.parked.leases import (
     own_bodies,
     read_row,
     receipts_wire,
+    with_position,
     with_raw,
 )
 from shared.parked.model import State, due_partition, due_sort, group_partition, legible, shard
@@ -184,7 +185,11 @@ class Transitions:
             return None  # refused; a refusal that shows our token is our own write, whose answer was lost
         claimed = claimed_row(read_row(answer.item), token, started_s + _safe_s(lease_s))
         try:
-            return with_raw(claimed, await self.body(claimed))
+            claimed = with_raw(claimed, await self.body(claimed))
+            position = claimed.event.kafka
+            if position is None or not position.cut:
+                return claimed
+            return with_position(claimed, await self._bodies.position(claimed, position))
         except BodyMissing as missing:
             raise BodyLost(claimed, str(missing)) from missing
 
@@ -516,7 +521,8 @@ def _refusal(transition: str, claimed: Claimed, item: Item | None) -> Exception:
 
 
 def _refreshed(claimed: Claimed, item: Item, lease_until_s: float) -> Claimed:
-    return with_raw(claimed_row(read_row(item), claimed.token, lease_until_s), claimed.event.raw)
+    row = claimed_row(read_row(item), claimed.token, lease_until_s)
+    return with_position(with_raw(row, claimed.event.raw), claimed.event.kafka)
 
 
 def _lease_until(now_ms: int, lease_s: float, item_id: str) -> _Values:

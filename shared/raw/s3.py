@@ -1,5 +1,6 @@
 """The raw bucket on S3, by a low-level aioboto3 client."""
 
+import asyncio
 import base64
 from collections.abc import Mapping
 from hashlib import sha256
@@ -9,6 +10,8 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from shared.raw.objects import KeyPage, SlotTaken, Stored, StoreUnavailable
 
+CALL_S_MAX = 60.0
+"""Of one call, its body included: while a body is written to a frozen store no other time-out runs."""
 _MISSING = frozenset({"404", "NoSuchKey", "NotFound"})
 _TAKEN = frozenset({"412", "PreconditionFailed"})
 
@@ -16,8 +19,9 @@ _TAKEN = frozenset({"412", "PreconditionFailed"})
 class S3Store:
     """An ``ObjectStore``. The client belongs to the caller; any number of calls may run at once."""
 
-    def __init__(self, client: Any, bucket: str) -> None:
+    def __init__(self, client: Any, bucket: str, *, call_s_max: float = CALL_S_MAX) -> None:
         self._client = client
+        self._call_s_max = call_s_max
         self.bucket = bucket
 
     async def create(self, key: str, body: bytes, metadata: Mapping[str, str]) -> None:
@@ -35,7 +39,7 @@ class S3Store:
         if answer is None:
             return None
         try:
-            async with answer["Body"] as stream:
+            async with asyncio.timeout(self._call_s_max), answer["Body"] as stream:
                 return Stored(await stream.read(), _metadata(answer))
         except (BotoCoreError, OSError, TimeoutError) as error:
             raise StoreUnavailable(f"reading {key!r}: {type(error).__name__}: {error}") from error
@@ -57,7 +61,8 @@ class S3Store:
     async def _call(self, name: str, what: str, **arguments: Any) -> Any:
         """The answer, or ``None`` when there is no such key."""
         try:
-            return await getattr(self._client, name)(Bucket=self.bucket, **arguments)
+            async with asyncio.timeout(self._call_s_max):
+                return await getattr(self._client, name)(Bucket=self.bucket, **arguments)
         except ClientError as error:
             code = str(error.response.get("Error", {}).get("Code", ""))
             if code in _TAKEN:

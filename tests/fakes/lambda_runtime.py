@@ -138,12 +138,13 @@ class LambdaSandbox:
         request = await self._waiting.get()
         invocation = self._invocations[request]
         headers = {
+            "Content-Type": "application/json",  # as it is, or the runtime hands over bytes
             "Lambda-Runtime-Aws-Request-Id": request,
             "Lambda-Runtime-Deadline-Ms": str(invocation.deadline_ms),
             "Lambda-Runtime-Invoked-Function-Arn": "arn:aws:lambda:us-east-1:000000000000:function:tidemark-retrier",
             "Lambda-Runtime-Trace-Id": "Root=1-0-0;Sampled=0",
         }
-        return web.json_response(invocation.event, headers=headers)
+        return web.Response(body=json.dumps(invocation.event).encode(), headers=headers)
 
     async def _result(self, request: web.Request) -> web.Response:
         return self._answered(request, result=await request.json(), error=None)

@@ -115,7 +115,7 @@ async def _lane(world: FaultWorld, children: Nursery, service: Service, plans: d
         problems += [f"{service}, {plan.kind} at {plan.point}: {problem}" for problem in found]
         if len(problems) > 3:  # this world is spoilt
             break
-    return problems
+    return problems + faults(await world.read())
 
 
 async def _round(world: FaultWorld, children: Nursery, service: Service, plan: Plan) -> list[str]:
@@ -127,7 +127,7 @@ async def _round(world: FaultWorld, children: Nursery, service: Service, plan: P
         if plan.kind in ("die_before", "die_after"):
             await _die(child)
             world.excuse(row.event.event_id for row in await world.leased())
-            problems += [f"while it was dead: {problem}" for problem in faults(await world.read())]
+            problems += [f"while it was dead: {problem}" for problem in faults(await world.read(parked))]
             child = await children.start(service, world.env)
             await settled(parked)
         elif plan.kind == "hang":
@@ -147,7 +147,7 @@ async def _round(world: FaultWorld, children: Nursery, service: Service, plan: P
         await child.end()
         return problems
     problems += await _stop(child)
-    found = await world.read()
+    found = await world.read(parked)
     problems += faults(found)
     for event in parked.stale if service == "notifier" else ():
         if (told := len(news_about(found, event))) != 2:

@@ -4,7 +4,7 @@ import asyncio
 import json
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Container, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from hashlib import sha256
 from pathlib import Path
@@ -18,7 +18,7 @@ from shared.aws import open_client
 from shared.events.model import Reason
 from shared.kafka.records import parse_headers
 from shared.parked.bodies import BodyMissing
-from shared.parked.evidence import Archive
+from shared.parked.evidence import Archive, unpack
 from shared.parked.evidence_audit import verify
 from shared.parked.groups import Group, GroupStore, cause_of
 from shared.parked.leases import Row
@@ -37,11 +37,11 @@ SETTLES_S = 40.0
 
 SETTINGS = {
     "TIDEMARK_LEASE_S": str(RETRIER_LEASE_S),
-    "TIDEMARK_POLL_S": "0.1",
+    "TIDEMARK_POLL_S": "0.3",
     "TIDEMARK_WAKE_PERIOD_S": "0.5",
     "TIDEMARK_REFRESH_S": "30",
     "TIDEMARK_NOTIFIER_LEASE_S": str(NOTIFIER_LEASE_S),
-    "TIDEMARK_NOTIFIER_POLL_S": "0.1",
+    "TIDEMARK_NOTIFIER_POLL_S": "0.25",
     "TIDEMARK_NOTIFIER_GROUP_WAIT_S": "0.3",
     "TIDEMARK_NOTIFIER_LOOK_S": "0.3",
     "TIDEMARK_NOTIFIER_SETTLE_S": "0.6",
@@ -156,7 +156,7 @@ class FaultWorld:
     async def _unsettled(self, parked: Parked) -> str:
         wanted = {event.event_id for event in parked.events}
         rows = [row for row in await self.retrier.rows() if row.event.event_id in wanted]
-        now_ms = time.time_ns() // 1_000_000
+        now_ms = _now_ms()
         lines = [
             f"{row.event.event_id[:8]} {row.state} tries {row.tries} due in {row.due_ms - now_ms} ms "
             f"lease {row.lease_owner} errs {[error.code for error in row.errs]}"
@@ -180,25 +180,28 @@ class FaultWorld:
 
     # What the stores hold
 
-    async def read(self) -> Found:
-        """Archived pieces are read before the rows, so that a row that leaves meanwhile is in neither only by fault."""
-        rows = await self.retrier.rows()
-        records = await self.retrier.records() if self.retrier_topic_used else []
-        archived, causes = await self._archived()
-        report = await verify(self._bench.archive, time.time_ns() // 1_000_000)
+    async def read(self, parked: Parked | None = None) -> Found:
+        """Everything, or what there is of one round's events. The chain over the evidence is verified with everything.
+
+        Rows are read first: one that is archived and leaves meanwhile is then in two places, and never in none.
+        """
+        wanted = self._expected.keys() if parked is None else {event.event_id for event in parked.events}
+        rows = [row for row in await self.retrier.rows() if row.event.event_id in wanted]
+        records = [_record(record) for record in await self.retrier.records()]
+        archived = [one async for one in self._archived(wanted)]
+        causes = {one.cause_id for one in archived}
+        problems = [] if parked is not None else (await verify(self._bench.archive, _now_ms())).problems
         return Found(
             entity="payments",
-            expected=dict(self._expected),
-            records=[_record(record) for record in records],
+            expected={event_id: self._expected[event_id] for event_id in wanted},
+            records=[record for record in records if record.event_id in wanted or record.event_id is None],
             parked=[await self._row(row) for row in rows],
             archived=archived,
             receipts=frozenset([cause for cause in causes if await self._has_receipt(cause)]),
             posted=[_posted(posted.headers, posted.body) for posted in self.receiver.posted],
-            chain_problems=[f"{problem.kind} {problem.key}: {problem.text}" for problem in report.problems],
+            chain_problems=[f"{problem.kind} {problem.key}: {problem.text}" for problem in problems],
             excuses=dict(self.excuses),
         )
-
-    retrier_topic_used = True
 
     async def _row(self, row: Row) -> ParkedRow:
         has_body = True
@@ -217,20 +220,23 @@ class FaultWorld:
             receipts=len(row.ntf),
         )
 
-    async def _archived(self) -> tuple[list[Archived], set[str]]:
-        found: list[Archived] = []
-        async for uri in self._bench.archive.uris():
-            key = uri.removeprefix(f"s3://{self._bench.archive_bucket}/{self.retrier.name}/")
-            body = await self._bench.archive.get(key)
-            evidence = await self._bench.archive.evidence(uri)
+    async def _archived(self, wanted: Container[str]) -> AsyncIterator[Archived]:
+        archive = self._bench.archive
+        async for uri in archive.uris():
+            event_id = uri.split("/")[-2]  # of an item without a position in Kafka the event id is the item's
+            if event_id not in wanted:
+                continue
+            body = await archive.get(uri.removeprefix(f"s3://{self._bench.archive_bucket}/{self.retrier.name}/"))
             assert body is not None, f"{uri} was listed"
+            evidence = unpack(body)
             raw = evidence.event.raw if evidence.original is None else evidence.original
-            cause = cause_of(evidence.event).id
-            sha = sha256(body).hexdigest()
-            raw_sha = sha256(raw).hexdigest()
-            event_id = evidence.event.event_id
-            found.append(Archived(event_id=event_id, uri=uri, sha256=sha, raw_sha256=raw_sha, cause_id=cause))
-        return found, {one.cause_id for one in found}
+            yield Archived(
+                event_id=evidence.event.event_id,
+                uri=uri,
+                sha256=sha256(body).hexdigest(),
+                raw_sha256=sha256(raw).hexdigest(),
+                cause_id=cause_of(evidence.event).id,
+            )
 
     async def _has_receipt(self, cause_id: str) -> bool:
         group = await self._bench.groups.get("payments", cause_id)
@@ -256,12 +262,16 @@ async def until(
     while not await claim():
         if time.monotonic() > deadline_s:
             raise AssertionError(f"not within {within_s:g} s: {await why() if why else claim.__qualname__}")
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0.15)
 
 
 def news_about(found: Found, event: ParkedEvent) -> set[str]:
     """Ids of the notices that were sent about the event's group."""
     return {posted.notice_id for posted in found.posted or () if posted.cause_id == cause_of(event).id}
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
 
 
 def _record(record: Any) -> Record:

@@ -12,6 +12,7 @@ import sys
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 from uuid import uuid4
@@ -286,20 +287,25 @@ async def _nothing() -> None:
     pass
 
 
+async def settled_by(job: str, edges: Edges) -> int:
+    return (await (await edges.desk()).jobs.get(job)).settled
+
+
 def test_a_bulk_redrive_that_is_killed_goes_on_where_it_was_and_wakes_nothing_twice(place: Place, run: JsonRun) -> None:
     place.park(place.refused(60, amount="x"))
-    command = [sys.executable, "-m", "services.cli", "parked", "redrive", "--all", "--per-second", "20"]
+    command = [sys.executable, "-m", "services.cli", "parked", "redrive", "--all", "--per-second", "4"]
     job = ""
-    for kill in range(3):
+    settled = 0
+    for _ in range(3):
         running = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
         assert running.stderr is not None
         first = running.stderr.readline()
         found = re.match(r"job (\w+): 60 events", first)
         assert found is not None, first + running.stderr.read()
         job = found[1]
-        wanted = 10 * (kill + 1)
-        while codes(place.rows())[f"job {job}"] < wanted and running.poll() is None:
-            pass
+        before = settled
+        while settled == before and running.poll() is None:
+            settled = place.do(partial(settled_by, job))
         running.send_signal(signal.SIGKILL)
         running.wait(timeout=30)
         running.stderr.close()

@@ -37,6 +37,7 @@ def task_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def env_of(world: RetrierWorld, **settings: object) -> dict[str, str]:
+    settings = {"lease_s": 60, **settings}  # a busy machine is slow to claim, and gives back what it can't finish
     own = {f"TIDEMARK_{name.upper()}": str(value) for name, value in settings.items()}
     wanted = ("TIDEMARK_", "AWS_", "NO_PROXY", "no_proxy")
     return {name: value for name, value in world.env.items() if name.startswith(wanted)} | own
@@ -75,9 +76,9 @@ async def test_an_invocation_claims_no_more_than_it_can_settle_ten_seconds_befor
     async with retrier_world(stack, tmp_path) as world:
         events = [due_now(event) for event in world.parked(range(500))]
         await world.store.park(events)
-        env = env_of(world, publishes_per_s_max=100, lease_s=60)
+        env = env_of(world, publishes_per_s_max=100)
         async with lambda_sandbox(task_root, REDRIVE, env, tmp_path) as sandbox:
-            answer = await sandbox.invoke(timeout_s=22)
+            answer = await sandbox.invoke(timeout_s=21)
 
             left = await world.rows()
             assert answer.left_s >= 10
@@ -95,7 +96,7 @@ async def test_an_invocation_claims_no_more_than_it_can_settle_ten_seconds_befor
 async def test_overlapping_invocations_publish_nothing_twice(stack: Stack, tmp_path: Path, task_root: Path) -> None:
     async with retrier_world(stack, tmp_path) as world:
         events = [due_now(event) for event in world.parked(range(600))]
-        env = env_of(world, publishes_per_s_max=1_000, batch_rows_max=20, replicas=2)
+        env = env_of(world, publishes_per_s_max=4_000, batch_rows_max=20, replicas=2)
         async with (
             lambda_sandbox(task_root, REDRIVE, env, tmp_path) as one,
             lambda_sandbox(task_root, REDRIVE, env, tmp_path) as other,
@@ -148,7 +149,7 @@ async def test_an_analysis_by_hand_wakes_what_a_new_schema_version_accepts(
 
             await world.register(schema(COLOUR))
             counted = await analyse.invoke({"dry_run": True})
-            assert counted.result["would_pass"] == {ENTITY: "of 50 parked, 40 would pass with schema version 2"}
+            assert counted.result["would_pass"][ENTITY] == "of 50 parked, 40 would pass with schema version 2"
             assert {row.state for row in await world.rows()} == {State.HELD}
 
             woken = await analyse.invoke({"entities": [ENTITY]})

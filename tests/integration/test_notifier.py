@@ -112,14 +112,14 @@ async def whole(bench: StaleBench, ids: set[str]) -> dict[str, Any]:
 
 def all_told(bench: StaleBench) -> Callable[[], Awaitable[bool]]:
     async def told() -> bool:
-        return all(row.ntf for row in await bench.rows())
+        return not await bench.untold()
 
     return told
 
 
 def none_left(bench: StaleBench) -> Callable[[], Awaitable[bool]]:
     async def empty() -> bool:
-        return not await bench.rows()
+        return not await bench.left()
 
     return empty
 

@@ -10,10 +10,6 @@ tidemark_shown_total{entity="accounts"} 12
 tidemark_shown_total{entity="payments"} 99
 # TYPE tidemark_published_total counter
 tidemark_published_total{entity="accounts"} 9
-# TYPE tidemark_park_total counter
-tidemark_park_total{entity="accounts",reason="invalid"} 2
-tidemark_park_total{entity="accounts",reason="kafka_unknown"} 1
-tidemark_park_total{entity="accounts",reason="bug"} 0
 # TYPE tidemark_cursor_timestamp_seconds gauge
 tidemark_cursor_timestamp_seconds{entity="accounts"} 998.5
 # TYPE tidemark_breaker_state gauge
@@ -28,10 +24,17 @@ tidemark_sink_next_offset{topic="cdc.accounts",partition="0"} 5
 tidemark_sink_log_end_offset{topic="cdc.accounts",partition="0"} 8
 tidemark_sink_log_end_offset{topic="cdc.accounts",partition="1"} 1
 """
+RETRIER = """
+# TYPE tidemark_parked_items gauge
+tidemark_parked_items{entity="accounts",reason="invalid",state="HELD"} 1
+tidemark_parked_items{entity="accounts",reason="invalid",state="STALE"} 1
+tidemark_parked_items{entity="accounts",reason="kafka_unknown",state="PARKED"} 1
+tidemark_parked_items{entity="accounts",reason="bug",state="PARKED"} 0
+"""
 
 
-def test_progress_is_read_from_both_services() -> None:
-    found = entity_progress("accounts", "cdc.accounts", parse(POLLER), parse(SINK), 1000.0)
+def test_progress_is_read_from_the_services() -> None:
+    found = entity_progress("accounts", "cdc.accounts", parse(POLLER), parse(SINK), parse(RETRIER), 1000.0)
 
     assert found == EntityProgress(
         entity="accounts",
@@ -53,7 +56,7 @@ def test_a_service_that_does_not_answer_is_shown_as_zeros() -> None:
     samples = fetch("http://127.0.0.1:9/metrics")
 
     assert samples == {}
-    assert lines([entity_progress("a", "cdc.a", samples, samples, None)])[1].split() == ["a", *"0000", "-", "-"]
+    assert lines([entity_progress("a", "cdc.a", samples, samples, samples, None)])[1].split() == ["a", *"0000", "-", "-"]
 
 
 def test_a_screen_draws_over_its_last_block() -> None:
