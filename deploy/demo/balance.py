@@ -3,7 +3,8 @@
 A change is accounted for when it is in a raw object, parked or archived. Three questions are asked of each entity: is
 everything that the poller has *seen* accounted for, is everything that the bank has *really* done, and was somebody
 told of what has nothing but its archived copy left? And one of each partition: is every Kafka offset in a raw object
-exactly once?
+exactly once? The answers count event ids, so that these are held against the bank's own numbers: a change under two
+ids would be counted twice, and an id that is no change's would hide a loss.
 """
 
 from collections import Counter
@@ -79,7 +80,7 @@ class Balance(Struct, frozen=True, kw_only=True):
     archived: int  # and no longer parked
     twice: Mapping[str, int]  # in raw and parked, by reason of the parking
     redriven: int  # in raw and archived: given up once, and published after all
-    unrecorded: int  # in raw or parked, but not among the seen entries
+    unrecorded: Sequence[str]  # in raw, parked or archived, but not among the seen entries: a fault of events
     repeated: int  # raw rows beyond one per event id
     offsets: int
     missing: Sequence[str]  # event ids and changes that are nowhere
@@ -88,7 +89,7 @@ class Balance(Struct, frozen=True, kw_only=True):
     offsets_twice: Sequence[str]
     offsets_unknown: Sequence[str]  # in a raw object, but not in Kafka
     nameless: int  # raw rows without an event id
-    confused: Sequence[str]  # changes that share an event id, and raw rows under the event id of another change
+    confused: Sequence[str]  # event ids that stand for two changes or for none, and changes under two event ids
     outdated: Sequence[str]  # rows: keys whose newest raw row is not the bank's final version
     chain_problems: Sequence[str]
 
@@ -102,7 +103,12 @@ class Balance(Struct, frozen=True, kw_only=True):
             self.offsets_unknown,
             self.outdated,
         )
-        return not any((*names, self.confused, self.chain_problems, self.nameless))
+        return not any((*names, self.confused, self.chain_problems, self.nameless, self.never_recorded))
+
+    @property
+    def never_recorded(self) -> Sequence[str]:
+        """Events are shown for ever, so that what an unclean stop left unrecorded is seen again; a row's state isn't."""
+        return self.unrecorded if self.shows == "events" else ()
 
 
 def balance(books: Books) -> Balance:
@@ -126,7 +132,7 @@ def balance(books: Books) -> Balance:
         archived=len(archived - parked.keys()),
         twice=_counted(parked[event_id].reason for event_id in raw_ids & parked.keys()),
         redriven=len(raw_ids & archived),
-        unrecorded=len(accounted - books.seen),
+        unrecorded=sorted(accounted - books.seen - _undecodable(books) - {""}),
         repeated=sum(1 for row in books.raw if row.event_id is not None) - len(raw_ids),
         offsets=len(offsets),
         missing=sorted(_unaccounted(books, accounted)),
@@ -152,6 +158,11 @@ def _unaccounted(books: Books, accounted: set[str]) -> Iterable[str]:
             yield f"{change.name}, never seen"
 
 
+def _undecodable(books: Books) -> set[str]:
+    """What foreign records in Kafka may call themselves."""
+    return {item.event_id for item in books.parked if item.place is not None}
+
+
 def _confused(books: Books) -> Iterable[str]:
     """Two changes under one event id would hide the loss of one; the bank's own numbers tell."""
     numbers: dict[str, str] = {}
@@ -162,6 +173,45 @@ def _confused(books: Books) -> Iterable[str]:
     for row in books.raw:
         if row.number is not None and row.event_id is not None and numbers.get(row.event_id, row.number) != row.number:
             yield f"the raw row {row.place[0]}/{row.place[1]} of change {row.number} is named {row.event_id}"
+    yield from _under_two_ids(books)
+    yield from _strange_events(books) if books.shows == "events" else _strange_states(books)
+
+
+def _under_two_ids(books: Books) -> Iterable[str]:
+    """A change that was numbered twice is two changes for everybody downstream. The bank's versions never come back."""
+    ids: dict[str, set[str]] = {}
+    for row in books.raw:
+        name = f"change {row.number}" if books.shows == "events" else f"row {row.key}, version {row.version}"
+        if row.event_id is not None and (row.number if books.shows == "events" else row.version) is not None:
+            ids.setdefault(name, set()).add(row.event_id)
+    for name, found in ids.items():
+        if len(found) > 1:
+            yield f"{name} stands in raw rows under {len(found)} event ids: {_named(sorted(found))}"
+
+
+def _strange_events(books: Books) -> Iterable[str]:
+    """Event ids that no change of the bank has; but foreign records in Kafka may have any."""
+    known = {event_id for change in books.truth for event_id in change.event_ids}
+    for row in books.raw:
+        if row.event_id is not None and row.event_id not in known:
+            yield f"the raw row {row.place[0]}/{row.place[1]} is named {row.event_id}, which is no change of the bank"
+    for item in books.parked:
+        if item.event_id and item.place is None and item.event_id not in known:
+            yield f"parked as {item.reason}: {item.event_id}, which is no change of the bank"
+
+
+def _strange_states(books: Books) -> Iterable[str]:
+    """Of rows only the last state is known; and each state has a name of its own."""
+    known = {change.name: change.event_ids for change in books.truth}
+    versions: dict[str, str] = {}
+    for row in books.raw:
+        if row.version is None or row.event_id is None:
+            continue
+        name = f"row {row.key}, version {row.version}"
+        if versions.setdefault(row.event_id, name) != name:
+            yield f"{name} shares {row.event_id} with {versions[row.event_id]}"
+        if books.final_versions.get(row.key) == row.version and row.event_id not in known.get(name, ()):
+            yield f"the raw row {row.place[0]}/{row.place[1]} of {name} is named {row.event_id}, which is not its id"
 
 
 def _outdated(books: Books, parked: Iterable[str]) -> Iterable[str]:
@@ -218,6 +268,7 @@ def _table(sheets: Sequence[Balance]) -> list[str]:
         *((f"    parked as {reason}", [sheet.twice.get(reason, 0) for sheet in sheets]) for reason in doubled),
         *([("    archived, and published since", [sheet.redriven for sheet in sheets])] if redriven else []),
         ("in no place", [len(sheet.missing) for sheet in sheets]),
+        ("in some, but not recorded as seen", [len(sheet.unrecorded) for sheet in sheets]),
         ("Kafka offsets", [sheet.offsets for sheet in sheets]),
         ("raw rows", [sheet.raw_rows for sheet in sheets]),
         ("    of an event that has one already", [sheet.repeated for sheet in sheets]),
@@ -248,6 +299,7 @@ def _faults(sheet: Balance) -> list[str]:
         ("not the bank's last state", sheet.outdated),
         ("ledger", sheet.chain_problems),
         ("confused", sheet.confused),
+        ("in some place, but never recorded as seen", sheet.never_recorded),
     ]
     lines = [f"{text}: {_named(names)}" for text, names in found if names]
     return [*lines, f"raw rows without an event id: {sheet.nameless}"] if sheet.nameless else lines

@@ -13,7 +13,7 @@ from msgspec import Struct, field
 
 from shared.parked.evidence import FOLDER as EVIDENCE
 from shared.parked.evidence import Archive, EvidenceDamaged, Written, unpack
-from shared.parked.evidence_chain import FOLDER, Entry, Link, chain_days, day_of, entry_key, number_of, read_entry
+from shared.parked.evidence_chain import FOLDER, Entry, Link, day_of, entry_key, is_day, last_key, number_of, read_entry
 
 READS_IN_FLIGHT = 8
 PROBLEMS_MAX = 1_000  # listed; all are counted
@@ -59,7 +59,10 @@ class _Audit:
         self._digests: set[str] = set()
 
     async def run(self, expect_head: str | None) -> AuditReport:
-        days = await chain_days(self._archive)
+        folders = await self._archive.folders(FOLDER)
+        for foreign in [folder for folder in folders if not is_day(folder)]:
+            self._report.found("inserted", f"{FOLDER}{foreign}", "is no day of the chain")
+        days = [folder for folder in folders if is_day(folder)]
         wanted = [day for day in days if self._day in (None, day)]
         for day in wanted:
             await self._walk(day, days)
@@ -116,10 +119,8 @@ class _Audit:
             yield entry, Link(stored.key, sha256(body).hexdigest())
 
     async def _head_of(self, day: str) -> Link | None:
-        head = None
-        async for stored in self._archive.listing(f"{FOLDER}{day}/"):
-            head = stored.key
-        body = await self._archive.get(head) if head is not None else None
+        head = await last_key(self._archive, day)
+        body = None if head is None else await self._archive.get(head)
         return None if head is None or body is None else Link(head, sha256(body).hexdigest())
 
     async def _check_objects(self, objects: Sequence[Written]) -> None:

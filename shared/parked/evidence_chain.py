@@ -121,7 +121,7 @@ class Chain:
         there = self._tail = await self._tail_at(entry.key)
         if there.entry.writer == entry.writer:  # the answer to our own PUT was lost
             return True
-        last = await self._last_key(entry.day, entry.key)
+        last = await last_key(self._archive, entry.day, entry.key)
         if last is not None:
             self._tail = await self._tail_at(last)
         return False
@@ -142,14 +142,8 @@ class Chain:
 
     async def _last(self) -> Tail | None:
         days = await chain_days(self._archive)
-        key = await self._last_key(days[-1]) if days else None
+        key = await last_key(self._archive, days[-1]) if days else None
         return None if key is None else await self._tail_at(key)
-
-    async def _last_key(self, day: str, after: str = "") -> str | None:
-        last = None
-        async for stored in self._archive.listing(f"{FOLDER}{day}/", after):
-            last = stored.key
-        return last
 
     async def _tail_at(self, key: str) -> Tail:
         body = await self._archive.get(key)
@@ -160,4 +154,18 @@ class Chain:
 
 
 async def chain_days(archive: Archive) -> list[str]:
-    return [day for day in await archive.folders(FOLDER) if _DAY.fullmatch(day)]
+    """In order. What else lies beside them is not ours."""
+    return [folder for folder in await archive.folders(FOLDER) if is_day(folder)]
+
+
+async def last_key(archive: Archive, day: str, after: str = "") -> str | None:
+    """Of the day's last entry, if there is one behind ``after``."""
+    last = None
+    async for stored in archive.listing(f"{FOLDER}{day}/", after):
+        if number_of(day, stored.key) is not None:
+            last = stored.key
+    return last
+
+
+def is_day(folder: str) -> bool:
+    return _DAY.fullmatch(folder) is not None

@@ -1,4 +1,4 @@
-"""A low-level S3 client over a dictionary, as far as the archive uses one. Answers as S3 does, and fails when told to."""
+"""A low-level S3 client over a dictionary, as far as the archive uses one."""
 
 import asyncio
 from datetime import UTC, datetime

@@ -1,5 +1,7 @@
 """The balance sheet turns red for each kind of hole, and for nothing else."""
 
+import re
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -64,9 +66,10 @@ def test_a_change_that_was_never_seen_is_missing() -> None:
 
 def test_any_of_the_ids_of_a_state_will_do() -> None:
     row = Truth(name="row 1, version 2", event_ids=("other", "id0"))
+    others = books().truth[1:]
 
-    assert balance(books(truth=[row])).adds_up
-    assert not balance(books(truth=[replace(row, event_ids=("other",))])).adds_up
+    assert balance(books(truth=[row, *others])).adds_up
+    assert not balance(books(truth=[replace(row, event_ids=("other",)), *others])).adds_up
 
 
 def test_an_event_in_two_places_is_named_with_its_reason_and_is_no_fault() -> None:
@@ -150,16 +153,23 @@ def test_an_undecodable_record_accounts_for_its_offset() -> None:
     assert not balance(books(log={0: range(3)})).adds_up
 
 
-def test_what_was_published_and_not_recorded_is_counted_and_is_no_fault() -> None:
-    sheet = balance(books(seen=frozenset(["id0"])))
+def test_an_event_that_was_published_and_never_recorded_is_a_fault() -> None:
+    sheet = balance(books(seen=frozenset(["id0", "id1", "id2"])))
 
-    assert sheet.adds_up
-    assert sheet.unrecorded == 3
+    assert not sheet.adds_up
+    assert sheet.unrecorded == ["id3"]
+    assert "never recorded as seen: id3" in said(sheet)
+
+
+def test_a_foreign_record_need_not_be_recorded_nor_known_to_the_bank() -> None:
+    foreign = [ParkedItem(event_id=name, reason="undecodable", place=(0, 2 + at)) for at, name in enumerate(("", "x"))]
+
+    assert balance(books(parked=[*books().parked, *foreign], log={0: range(4)})).adds_up
 
 
 def test_two_changes_under_one_event_id_are_a_fault() -> None:
     changes = [Truth(name=f"change {number}", event_ids=("id0",), number=str(number)) for number in (1, 2)]
-    sheet = balance(books(truth=changes))
+    sheet = balance(books(truth=[*books().truth, *changes]))
 
     assert not sheet.adds_up
     assert sheet.confused == ["change 2 shares id0 with change 1"]
@@ -168,10 +178,34 @@ def test_two_changes_under_one_event_id_are_a_fault() -> None:
 def test_a_raw_row_under_the_event_id_of_another_change_is_a_fault() -> None:
     changes = [Truth(name="change 1", event_ids=("id0",), number="1")]
     rows = [RawRow(event_id="id0", place=(0, 0), number="2"), raw(1)]
-    sheet = balance(books(truth=changes, raw=rows))
+    sheet = balance(books(truth=[*changes, *books().truth[1:]], raw=rows))
 
     assert not sheet.adds_up
     assert sheet.confused == ["the raw row 0/0 of change 2 is named id0"]
+
+
+def test_one_change_under_two_event_ids_is_a_fault_though_the_bank_has_both() -> None:
+    rows = [replace(raw(0), number="1"), replace(raw(1), number="1")]
+    sheet = balance(books(raw=rows))
+
+    assert not sheet.adds_up
+    assert sheet.confused == ["change 1 stands in raw rows under 2 event ids: id0; id1"]
+
+
+def test_a_raw_row_of_no_change_of_the_bank_is_a_fault() -> None:
+    phantom = RawRow(event_id="phantom", place=(0, 2))
+    sheet = balance(books(raw=[*books().raw, phantom], seen=books().seen | {"phantom"}, log={0: range(3)}))
+
+    assert not sheet.adds_up
+    assert sheet.confused == ["the raw row 0/2 is named phantom, which is no change of the bank"]
+
+
+def test_a_parked_event_of_no_change_of_the_bank_is_a_fault() -> None:
+    phantom = ParkedItem(event_id="phantom", reason="invalid")
+    sheet = balance(books(parked=[*books().parked, phantom], seen=books().seen | {"phantom"}))
+
+    assert not sheet.adds_up
+    assert sheet.confused == ["parked as invalid: phantom, which is no change of the bank"]
 
 
 def test_a_broken_chain_of_objects_is_a_fault() -> None:
@@ -217,6 +251,39 @@ def test_a_key_whose_last_state_is_parked_is_not_outdated() -> None:
 
     assert balance(row_books(raw=raws, parked=parked, log={0: range(2)})).adds_up
     assert not balance(row_books(raw=raws, log={0: range(2)})).adds_up
+
+
+def test_a_state_since_changed_may_be_published_and_never_recorded() -> None:
+    sheet = balance(row_books(seen=frozenset(["av3", "bv1"])))
+
+    assert sheet.adds_up
+    assert sheet.unrecorded == ["av2"]
+    assert re.search(r"not recorded as seen +1\n", said(sheet))
+
+
+def test_a_version_under_two_event_ids_is_a_fault() -> None:
+    again = replace(state("a", 2, 3, 17), event_id="av2 come back")
+    sheet = balance(row_books(raw=[*row_books().raw, again], log={0: range(4)}))
+
+    assert not sheet.adds_up
+    assert sheet.confused == ["row a, version 2 stands in raw rows under 2 event ids: av2; av2 come back"]
+
+
+def test_two_versions_under_one_event_id_are_a_fault() -> None:
+    alike = replace(state("a", 1, 3, 5), event_id="av2")
+    sheet = balance(row_books(raw=[*row_books().raw, alike], log={0: range(4)}))
+
+    assert not sheet.adds_up
+    assert sheet.confused == ["row a, version 1 shares av2 with row a, version 2"]
+
+
+def test_a_last_state_under_the_name_of_another_state_is_a_fault() -> None:
+    rows = [*row_books().raw[:2], replace(state("b", 1, 2, 15), event_id="other")]
+    parked = [ParkedItem(event_id="bv1", reason="kafka_unknown")]
+    sheet = balance(row_books(raw=rows, parked=parked))
+
+    assert not sheet.adds_up
+    assert sheet.confused == ["the raw row 0/2 of row b, version 1 is named other, which is not its id"]
 
 
 def test_faults_of_one_entity_are_not_hidden_by_another() -> None:

@@ -56,7 +56,8 @@ def test_a_service_that_does_not_answer_is_shown_as_zeros() -> None:
     samples = fetch("http://127.0.0.1:9/metrics")
 
     assert samples == {}
-    assert lines([entity_progress("a", "cdc.a", samples, samples, samples, None)])[1].split() == ["a", *"0000", "-", "-"]
+    found = entity_progress("a", "cdc.a", samples, samples, samples, None)
+    assert lines([found])[1].split() == ["a", *"0000", "-", "-"]
 
 
 def test_a_screen_draws_over_its_last_block() -> None:

@@ -280,7 +280,7 @@ async def test_a_foreign_object_among_the_entries_is_found_and_stops_nobody(worl
     await world.archive.create("chain/notes/1", b"?", {})
     await world.archived(world.chain(), 7)
 
-    assert await world.kinds() == ["inserted"]
+    assert await world.kinds() == ["inserted", "inserted"]
 
 
 async def test_an_entry_appended_behind_the_closing_one_is_found(world: World) -> None:
