@@ -89,7 +89,7 @@ class Retrier:
                     self._news.clear()
                     for entity, hints in (await self._due()).items():
                         self._begin(tasks, entity, hints, deadline)
-                    if once and not self._busy:
+                    if once and not self._busy and not self._news.is_set():  # set: a batch ended while we looked
                         break
                     await self._rest(deadline)
             hurry.cancel()

@@ -79,7 +79,8 @@ class Lane:
         self.flying: Sealed | None = None
         self.settled_start: int | None = None  # of the newest object, and the offset behind it: what is committed
         self.settled_next = start
-        self.reopen = False  # Kafka has lost our place: write what is buffered, then open the lane anew
+        self.reopen = False  # nothing more can be read here: write what is buffered, then open the lane anew
+        self.reopen_after_s = 0.0
         self.stopped = False  # too many undecodable records in a row
         self.jumps = 0
         self.blocked_by: int | None = None

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Protocol
 from uuid import uuid4
 
+from services.s3_sink.gauges import Gauges
 from services.s3_sink.lane import Lane, OtherRecord, Rows, Sealed, first_of_long_run
 from services.s3_sink.limits import SinkSettings
 from services.s3_sink.opening import LogCutBack, Opener, by_topic
@@ -67,6 +68,8 @@ class Sink:
         self._lives: dict[str, TopicLife] = {}
         self._due: dict[Partition, float] = {}  # to be opened, and when
         self._assignment = 0
+        self._gauges = Gauges()
+        self._halted: set[Partition] = set()  # until an object of theirs is written
         self._crowded = False
         self._asked_last: set[tuple[str, int]] | None = None  # schemas asked for while draining
         self._puts = asyncio.Semaphore(settings.puts_at_once_max)
@@ -75,7 +78,7 @@ class Sink:
         self._learning: dict[tuple[str, int], asyncio.Task[None]] = {}
 
     async def run(self, stop: Stopping) -> None:
-        """Until ``stop``; then write what is buffered and return. Raises what nobody foresaw."""
+        """Until ``stop``; then write what is buffered and return. Raises what no partition is to blame for."""
         async with asyncio.TaskGroup() as self._tasks:
             while not stop.is_set:
                 await self._turn()
@@ -88,8 +91,10 @@ class Sink:
             self._take(chunk)
         for partition in reading.out_of_range & self._lanes.keys():
             self._lanes[partition].reopen = True
+        for partition in reading.unreadable.keys() & self._lanes.keys():
+            self._stand_before(self._lanes[partition], reading.unreadable[partition])
         for lane in list(self._lanes.values()):
-            await self._advance(lane)
+            await self._alone(lane, self._advance(lane))
         self._hold_back()
         self._beat()
 
@@ -105,6 +110,8 @@ class Sink:
                 self._source.start(lane.partition, lane.expected)
         except OtherRecord as refusal:
             self._refuse(lane.chain.topic, str(refusal))
+        except Exception:  # noqa: BLE001 - see _alone
+            self._halt(lane)
 
     def _look_ahead(self, lane: Lane, chunk: Chunk) -> None:
         """Ask for schemas when their records arrive, not when an object is due."""
@@ -123,10 +130,13 @@ class Sink:
         if cut is None and self._crowded and lane is self._largest():
             cut = "bytes"
         if cut is not None and (sealed := lane.seal(cut, self._clock())):
-            self._spawn(self._writing, lane.partition, self._write(lane, sealed), f"write {lane.chain}")
-        elif lane.reopen and lane.is_empty:
+            self._send(lane, sealed)
+        elif lane.reopen and lane.is_empty and lane.partition not in self._writing:
             self._drop(lane)
-            self._due[lane.partition] = self._clock()
+            self._due[lane.partition] = self._clock() + lane.reopen_after_s
+
+    def _send(self, lane: Lane, sealed: Sealed) -> None:
+        self._spawn(self._writing, lane.partition, self._alone(lane, self._write(lane, sealed)), f"write {lane.chain}")
 
     async def _write(self, lane: Lane, sealed: Sealed) -> None:
         """Park, put, then commit. Never in another order."""
@@ -139,6 +149,8 @@ class Sink:
             return
         if not goes_on and self._holds(lane):
             self._source.start(lane.partition, lane.expected)
+        if lane.partition in self._halted and self._holds(lane):
+            self._goes_on(lane.partition)
         if lane.settled_start is not None:
             key = self._ledger.keys.link(lane.chain, lane.settled_start)
             await self._source.commit(lane.partition, lane.assignment, lane.settled_next, key)
@@ -173,7 +185,7 @@ class Sink:
         lane.absorb(records, rows)
         if stops:
             lane.halt()
-            metrics.PARTITION_WAITS.labels(*_labels(lane), "stopped").set(1)
+            self._gauges.waits(lane.partition, "stopped", True)
             why = "too many undecodable records in a row; mend the producer or the registry, then restart the sink"
             log.error("partition_stopped", chain=str(lane.chain), at_offset=lane.expected, why=why)
 
@@ -184,10 +196,14 @@ class Sink:
         self._crowded = held_bytes >= self._settings.buffered_bytes_max // 2
         metrics.BUFFERED_BYTES.set(held_bytes)
         now_s = self._clock()
-        held = []
+        held = [partition for partition in self._source.assigned if partition not in self._lanes]
         for partition, lane in self._lanes.items():
-            metrics.NEXT_OFFSET.labels(*_labels(lane)).set(lane.flying.link.start if lane.flying else lane.start)
-            metrics.LOG_END.labels(*_labels(lane)).set(self._source.log_end(partition) or lane.expected)
+            log_end = self._source.log_end(partition)
+            self._gauges.offsets(
+                partition, lane.flying.link.start if lane.flying else lane.start, log_end or lane.expected
+            )
+            if partition in self._halted and lane.is_empty and log_end is not None and lane.expected >= log_end:
+                self._goes_on(partition)
             if full or lane.is_held or (lane.flying and lane.due(self._settings, now_s)):
                 held.append(partition)
         self._source.hold(held)
@@ -215,24 +231,82 @@ class Sink:
             self._refuse(topic, str(refusal))
             self._due.update(dict.fromkeys(partitions, self._clock() + self._settings.recheck_s))
             return
+        except Exception:  # noqa: BLE001 - see _alone
+            for partition in partitions:
+                self._look_again_later(partition)
+            return
         self._lives[topic] = opened.life
-        metrics.REFUSED_TOPICS.labels(topic).set(0)
+        self._gauges.refused(topic, False)
         for lane in opened.lanes:
             self._lanes[lane.partition] = lane
             self._source.start(lane.partition, lane.expected)
+            self._gauges.waits(lane.partition, "schema", False)
+            self._gauges.waits(lane.partition, "stopped", lane.partition in self._halted)
             log.info("partition_opened", chain=str(lane.chain), start=lane.start, reads_from=lane.expected)
+        self._hold_back()  # what waited for its lane is read from now on
 
     def _refuse(self, topic: str, why: str) -> None:
         """Nothing more of this topic, until it is found in order; all others go on."""
         log.error("topic_refused", topic=topic, why=why, looked_at_again_in_s=self._settings.recheck_s)
-        metrics.REFUSED_TOPICS.labels(topic).set(1)
+        self._gauges.refused(topic, True)
         for lane in [lane for lane in self._lanes.values() if lane.chain.topic == topic]:
             self._drop(lane)
             self._due[lane.partition] = self._clock() + self._settings.recheck_s
 
+    # What nobody foresaw
+
+    async def _alone(self, lane: Lane, work: Awaitable[None]) -> None:
+        """A fault that nobody foresaw stops the one lane that met it: not the process, which would stop all of them and
+        meet it again at once.
+        """
+        try:
+            await work
+        except Exception:  # whatever one record brings about must not reach the others
+            if self._holds(lane):
+                self._halt(lane)
+            else:
+                log.exception("given_away_partition_failed", chain=str(lane.chain))
+
+    def _halt(self, lane: Lane) -> None:
+        """Within an ``except``. The bucket is the ledger: opened anew, the lane goes on where its objects end."""
+        self._drop(lane)
+        self._look_again_later(lane.partition)
+
+    def _look_again_later(self, partition: Partition) -> None:
+        """Within an ``except``."""
+        again_s = self._settings.recheck_s
+        log.exception(
+            "partition_stopped", topic=partition.topic, partition=partition.partition, looked_at_again_in_s=again_s
+        )
+        self._mark_halted(partition)
+        self._due[partition] = self._clock() + again_s
+
+    def _stand_before(self, lane: Lane, why: str) -> None:
+        """What lies next can't be read. Write what came before it, then look again now and then."""
+        again_s = self._settings.recheck_s
+        log.error(
+            "partition_unreadable",
+            chain=str(lane.chain),
+            at_offset=lane.expected,
+            why=why,
+            looked_at_again_in_s=again_s,
+        )
+        self._mark_halted(lane.partition)
+        lane.reopen, lane.reopen_after_s = True, again_s
+
+    def _mark_halted(self, partition: Partition) -> None:
+        self._halted.add(partition)
+        self._gauges.waits(partition, "stopped", True)
+
+    def _goes_on(self, partition: Partition) -> None:
+        self._halted.discard(partition)
+        self._gauges.waits(partition, "stopped", False)
+
     async def revoked(self) -> None:
         """A rebalance takes all partitions. Puts under way may finish and commit; others read the rest again."""
         lanes, self._lanes, self._due = self._lanes, {}, {}
+        self._halted.clear()
+        self._gauges.forget()
         for opener in self._opening.values():
             opener.cancel()
         if self._writing:
@@ -261,15 +335,22 @@ class Sink:
     async def _learn(self, topic: str, schema_id: int) -> None:
         delays = backoff(0.2, self._settings.recheck_s)
         while blocked := [x for x in self._lanes.values() if x.chain.topic == topic and x.blocked_by == schema_id]:
-            learned = await self._decoder.learn(topic, schema_id)
-            for lane in blocked:
-                metrics.PARTITION_WAITS.labels(*_labels(lane), "schema").set(learned is not Learned.KNOWN)
+            learned = await self._ask(topic, schema_id)
+            for lane in filter(self._holds, blocked):
+                self._gauges.waits(lane.partition, "schema", learned is not Learned.KNOWN)
                 if learned is Learned.KNOWN and lane.blocked_by == schema_id:
                     lane.blocked_by = None
             if learned is not Learned.KNOWN:
                 say = log.warning if learned is Learned.UNAVAILABLE else log.error
                 say("schema_waited_for", topic=topic, schema_id=schema_id, outcome=learned.value)
                 await self._sleep(next(delays))
+
+    async def _ask(self, topic: str, schema_id: int) -> Learned:
+        try:
+            return await self._decoder.learn(topic, schema_id)
+        except Exception:  # see _alone
+            log.exception("schema_failed", topic=topic, schema_id=schema_id)
+            return Learned.UNUSABLE
 
     # The end
 
@@ -285,11 +366,14 @@ class Sink:
     async def _sends_rest(self, lane: Lane) -> bool:
         """True while something of this lane is on its way."""
         if lane.partition not in self._writing:
-            await self._ask_once_more(lane)
-            await self._pack(lane)
-            if self._holds(lane) and (sealed := lane.seal("stop", self._clock())):
-                self._spawn(self._writing, lane.partition, self._write(lane, sealed), f"write {lane.chain}")
+            await self._alone(lane, self._send_rest(lane))
         return lane.partition in self._writing
+
+    async def _send_rest(self, lane: Lane) -> None:
+        await self._ask_once_more(lane)
+        await self._pack(lane)
+        if self._holds(lane) and (sealed := lane.seal("stop", self._clock())):
+            self._send(lane, sealed)
 
     async def _ask_once_more(self, lane: Lane) -> None:
         """Each schema is asked for once: a sink that is stopped early may not know the first one yet."""
@@ -299,7 +383,7 @@ class Sink:
             if (topic, missing) in self._asked_last:
                 return
             self._asked_last.add((topic, missing))
-            await self._decoder.learn(topic, missing)
+            await self._ask(topic, missing)
 
     def _spawn(
         self, among: dict[Any, asyncio.Task[None]], key: Any, work: Coroutine[Any, Any, None], name: str
@@ -308,7 +392,3 @@ class Sink:
         task = self._tasks.create_task(work, name=name)
         among[key] = task
         task.add_done_callback(lambda done: among.pop(key) if among.get(key) is done else None)
-
-
-def _labels(lane: Lane) -> tuple[str, str]:
-    return lane.chain.topic, str(lane.chain.partition)

@@ -37,6 +37,8 @@ class ObjectWriter:
         """
         topic, insist = lane.chain.topic, self._patience.insist
         if sealed.undecodable:
+            # Before anything is parked under this generation too, or another topic's records would be.
+            await insist("identify", topic, lambda: self._is_still(topic, life))
             await insist("park", topic, lambda: self._parking.park(sealed.undecodable))
         await insist("identify", topic, lambda: self._is_still(topic, life))
         if await self._has_moved_on(lane, sealed):

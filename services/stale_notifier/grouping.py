@@ -124,18 +124,19 @@ def accepted(group: Group, receipts: Sequence[Told], now_ms: int, timing: Timing
     made = group.pending
     assert made is not None, "a receipt is for a pending notice"
     names = tuple(receipt.channel for receipt in receipts)
+    escalates = made.kind == Kind.ESCALATION  # to others: those told before are told again in their own time
     left = tuple(name for name in made.to if name not in names)
     told = replace(
         group,
         receipts=_kept(group.receipts, receipts),
         newest=made.notice,
         told_ms=group.told_ms or now_ms,
-        last_told_ms=now_ms,
+        last_told_ms=group.last_told_ms if escalates else now_ms,
         posted_ms=now_ms,
-        told_count=made.count,
+        told_count=group.told_count if escalates else made.count,
         phase="told",
         due_ms=now_ms + _ms(timing.look_s),
-        escalated=group.escalated + (names if made.kind == Kind.ESCALATION else ()),
+        escalated=group.escalated + (names if escalates else ()),
     )
     if left:
         return replace(told, pending=replace(made, to=left), due_ms=now_ms)
@@ -148,7 +149,7 @@ def given_up(group: Group, now_ms: int, timing: Timing) -> Group:
     """Those who were to be told by the pending notice won't be; others were told of the group before."""
     made = group.pending
     assert made is not None, "only a pending notice can be given up"
-    assert made.to, "a group that nobody was told of is never given up"
+    assert group.told_ms is not None, "a group that nobody was told of is never given up"
     if made.kind == Kind.RESOLVED:
         return resolved(group, now_ms)
     escalated = group.escalated + (made.to if made.kind == Kind.ESCALATION else ())

@@ -161,17 +161,17 @@ class Teller:
 
     def _after(self, group: Group, made: Pending, attempt: _Attempt) -> Group:
         now_ms = self._clock_ms()
-        if made.to:  # those that will never take it are no longer waited for
+        names_channels = bool(made.to)
+        if names_channels:  # those that will never take it are no longer waited for
             made = replace(made, to=tuple(name for name in made.to if name not in attempt.refused))
-            group = replace(group, pending=made)
+            escalated = tuple(attempt.refused) if made.kind == Kind.ESCALATION else ()
+            group = replace(group, pending=made, escalated=group.escalated + escalated)
         if attempt.receipts:
             return accepted(group, attempt.receipts, now_ms, self._timing)
         is_old = now_ms - made.made_ms >= FALLBACK_S_MAX * 1000
-        if attempt.refused and not made.to and made.kind in (Kind.RESOLVED, Kind.ESCALATION):
+        if names_channels and (is_old or not made.to):
             return given_up(group, now_ms, self._timing)
-        if made.to and is_old:
-            return given_up(group, now_ms, self._timing)
-        if not made.to:
+        if not names_channels:
             log.error("group_not_told", owner=group.owner, group=group.cause.id, entity=group.cause.entity,
                       attempts=made.attempts + 1, since_ms=made.made_ms)  # fmt: skip
         return postponed(group, now_ms, attempt.retry_after_s, self._unit())

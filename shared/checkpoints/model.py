@@ -48,6 +48,8 @@ class CursorState(Struct, frozen=True, kw_only=True):
     ``Grant.unclean`` is lost with the first commit of the new owner: from there on this field carries it, over stops
     and further takeovers.
     """
+    republish_cap: bool = False
+    """The unclean stop may have interrupted a cap lookback: only a completed one ends the republishing."""
 
 
 COLUMNS = ("cursor_us", "swept_us", "cap_swept_us", "window_us", "longest_answer_rows", "newest_us")

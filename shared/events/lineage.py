@@ -26,7 +26,7 @@ class ConsumedRecord(Protocol):
     @property
     def value(self) -> bytes | None: ...
     @property
-    def headers(self) -> Sequence[tuple[str, bytes]]: ...
+    def headers(self) -> Sequence[tuple[str, bytes | None]]: ...
 
 
 class Origin(Struct, frozen=True):
@@ -93,7 +93,7 @@ class Lineage(Struct):
         yield "_attempt", self.attempts[index]
 
 
-def _headers(headers: Sequence[tuple[str, bytes]]) -> _Headers:
+def _headers(headers: Sequence[tuple[str, bytes | None]]) -> _Headers:
     """(event id, rank, tiebreak, rev, op, attempt). Absent or unreadable: null; rev and attempt: 0 if absent."""
     found = dict(headers)
     rank, tiebreak = _seq(found.get("tm-seq"))

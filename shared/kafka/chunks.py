@@ -1,6 +1,6 @@
 """What a consumer hands over. Pure: no client library."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from msgspec import Struct
@@ -23,7 +23,7 @@ class Record(Protocol):
     @property
     def value(self) -> bytes | None: ...
     @property
-    def headers(self) -> Sequence[tuple[str, bytes]]: ...
+    def headers(self) -> Sequence[tuple[str, bytes | None]]: ...
 
 
 class Chunk(Struct, frozen=True):
@@ -36,10 +36,15 @@ class Chunk(Struct, frozen=True):
 
 
 class Reading(Struct, frozen=True):
-    """One turn's yield. ``out_of_range``: these can't go on, since Kafka has no such offset; start them anew."""
+    """One turn's yield. ``out_of_range``: these can't go on, since Kafka has no such offset; start them anew.
+
+    ``unreadable``: what lies at the offset can't be read (a corrupt batch, no rights), and why. These are read no
+    further until they are started anew, so that all others go on.
+    """
 
     chunks: Sequence[Chunk] = ()
     out_of_range: frozenset[Partition] = frozenset()
+    unreadable: Mapping[Partition, str] = {}
 
 
 class GroupCommit(Struct, frozen=True):

@@ -3,6 +3,8 @@
 aiokafka's edges that this file rounds off:
 - a failing ``getmany`` may already have moved the positions of partitions whose records it then drops (seen in its
   source: one corrupt batch skips what was read before it), so after any error each partition is sought back;
+- it doesn't say which partition failed, and fails again for all of them: after some failures each is read *apart*, a
+  record at a time, until the culprit is found at its very offset; that one is paused, and all others go on;
 - ``getmany`` blocks without limit during a rebalance and ``commit`` and ``stop`` while brokers are down: each is given
   a bound, and a reading that is under way is kept rather than cancelled;
 - after a seek, an answer to the old position may still arrive: a chunk says where it begins, so that one can tell;
@@ -17,7 +19,16 @@ from typing import Any
 
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
-from aiokafka.errors import IllegalStateError, KafkaError, NoOffsetForPartitionError, OffsetOutOfRangeError
+from aiokafka.errors import (
+    CorruptRecordException,
+    IllegalStateError,
+    KafkaError,
+    NoOffsetForPartitionError,
+    OffsetOutOfRangeError,
+    RecordTooLargeError,
+    TopicAuthorizationFailedError,
+    UnsupportedCodecError,
+)
 from aiokafka.structs import OffsetAndMetadata
 from msgspec import Struct
 
@@ -33,6 +44,15 @@ log = logs.get_logger(__name__)
 REQUEST_S = 10.0
 COMMIT_S = 5.0
 STOP_S = 5.0
+FAILURES_TOGETHER_MAX = 3
+"""As many reads may fail in a row before partitions are read apart; a fault of the line is over by then, or is none."""
+CLEAN_ROUNDS_APART = 3
+"""After as many without a failure, and with nothing left over, partitions are read together again."""
+FAILURES_APART_MAX = 3
+"""As often may one offset fail while it is read apart."""
+RECORDS_APART_MAX = 1_000
+"""A partition is read apart record by record, within one turn of the event loop: some 15 ms."""
+_OF_A_PARTITION = (CorruptRecordException, RecordTooLargeError, TopicAuthorizationFailedError, UnsupportedCodecError)
 
 
 class ConsumerSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -84,6 +104,11 @@ class GroupConsumer:
         self._positions: dict[Partition, int] = {}
         self._held: frozenset[Partition] = frozenset()
         self._reading: asyncio.Task[Reading] | None = None
+        self._failures_together = 0
+        self._apart = False
+        self._clean_rounds = 0
+        self._failures: dict[Partition, tuple[int, int]] = {}  # the offset that failed apart, and how often
+        self._unreadable: set[Partition] = set()
         self._progress_s = clock()
         self._fetched_ms = 0
         self._delays = backoff(0.2, 5.0)
@@ -130,6 +155,9 @@ class GroupConsumer:
             assert self._consumer is not None
             self._consumer.seek(TopicPartition(*partition), offset)
             self._positions[partition] = offset
+            if partition in self._unreadable:
+                self._unreadable.discard(partition)
+                self._apart, self._clean_rounds = True, 0  # it may fail again, and is not to stop the others for that
             if partition not in self._held:
                 self._consumer.resume(TopicPartition(*partition))
 
@@ -137,7 +165,7 @@ class GroupConsumer:
         """Read nothing of these for now, and of all others that were started. Read-ahead is dropped and read again."""
         held = frozenset(partitions)
         for partition in self._positions:
-            if not self._is_ours(partition):
+            if not self._is_ours(partition) or partition in self._unreadable:
                 continue
             assert self._consumer is not None
             if partition in held and partition not in self._held:
@@ -200,21 +228,95 @@ class GroupConsumer:
     async def _read(self) -> Reading:
         try:
             consumer = await self._joined()
-            if consumer is None:
-                return Reading()
-            wait_ms = int(self._settings.fetch_wait_s * 1000)
-            records = await consumer.getmany(timeout_ms=wait_ms, max_records=self._settings.chunk_records_max)
+        except (KafkaError, OSError, TimeoutError) as error:
+            return await self._failed(error)
+        if consumer is None:
+            return Reading()
+        try:
+            return await (self._read_apart(consumer) if self._apart else self._read_together(consumer))
         except (OffsetOutOfRangeError, NoOffsetForPartitionError) as error:
             return self._lost_place(error)
-        except (KafkaError, OSError, TimeoutError) as error:
-            self.connected = False
-            self._seek_back()
-            log.warning("kafka_read_failed", error=type(error).__name__, detail=str(error)[:500])
-            await asyncio.sleep(next(self._delays))
-            return Reading()
-        return self._kept(records)  # no await in between: positions belong to these very records
+        except Exception as error:  # noqa: BLE001 - decoders of bytes that anybody wrote raise whatever they like
+            self._failures_together += 1
+            if self._failures_together >= FAILURES_TOGETHER_MAX and _is_of_a_partition(error):
+                self._apart, self._clean_rounds = True, 0
+            return await self._failed(error)
 
-    def _kept(self, records: dict[TopicPartition, list[Record]]) -> Reading:
+    async def _failed(self, error: Exception) -> Reading:
+        if not _is_of_a_partition(error):
+            self.connected = False
+        self._seek_back()
+        log.warning("kafka_read_failed", error=type(error).__name__, detail=str(error)[:500])
+        await asyncio.sleep(next(self._delays))
+        return Reading()
+
+    async def _read_together(self, consumer: AIOKafkaConsumer) -> Reading:
+        wait_ms = int(self._settings.fetch_wait_s * 1000)
+        records = await consumer.getmany(timeout_ms=wait_ms, max_records=self._settings.chunk_records_max)
+        chunks = self._kept(records)  # no await in between: positions belong to these very records
+        if chunks:
+            self._failures_together = 0
+        self._note_progress()
+        return Reading(chunks)
+
+    async def _read_apart(self, consumer: AIOKafkaConsumer) -> Reading:
+        """One partition after another, so that a failure is known to be its own; until all that is there was read."""
+        await asyncio.sleep(self._settings.fetch_wait_s)  # the client fetches ahead meanwhile
+        chunks: list[Chunk] = []
+        unreadable: dict[Partition, str] = {}
+        is_clean = True
+        for partition in self._reading_now():
+            tp, records = TopicPartition(*partition), list[Record]()
+            failure = await self._take_apart(consumer, tp, records)
+            chunks += self._kept({tp: records})
+            is_clean = is_clean and failure is None and len(records) < RECORDS_APART_MAX
+            if failure is None:
+                continue
+            if not _is_of_a_partition(failure) or _is_out_of_range(failure):
+                if not chunks:
+                    raise failure
+                break  # it comes again, and is raised then: these chunks are not to be lost for it
+            if self._fails_for_good(partition):
+                unreadable[partition] = f"{type(failure).__name__}: {str(failure)[:500]}"
+                self._unreadable.add(partition)
+                consumer.pause(tp)
+        self._clean_rounds = self._clean_rounds + 1 if is_clean else 0
+        self._apart = self._clean_rounds < CLEAN_ROUNDS_APART
+        self._note_progress()
+        return Reading(chunks, unreadable=unreadable)
+
+    async def _take_apart(
+        self, consumer: AIOKafkaConsumer, tp: TopicPartition, records: list[Record]
+    ) -> Exception | None:
+        """Append what comes before the first failure, and stand there. Record by record, or what was unpacked before
+        the failure would be lost with it.
+        """
+        partition = Partition(*tp)
+        while len(records) < RECORDS_APART_MAX:
+            try:
+                one = (await consumer.getmany(tp, timeout_ms=0, max_records=1)).get(tp)
+            except Exception as error:  # noqa: BLE001 - as in _read; who called sorts them
+                if self._is_ours(partition) and partition in self._positions:  # the position may have moved on
+                    consumer.seek(tp, records[-1].offset + 1 if records else self._positions[partition])
+                return error
+            if not one:
+                return None
+            records += one
+        return None
+
+    def _fails_for_good(self, partition: Partition) -> bool:
+        if partition not in self._positions or not self._is_ours(partition):
+            return False
+        offset = self._positions[partition]
+        before, times = self._failures.get(partition, (offset, 0))
+        self._failures[partition] = (offset, times + 1 if before == offset else 1)
+        return self._failures[partition][1] >= FAILURES_APART_MAX
+
+    def _reading_now(self) -> list[Partition]:
+        idle = self._held | self._unreadable
+        return [partition for partition in self._positions if partition not in idle and self._is_ours(partition)]
+
+    def _kept(self, records: dict[TopicPartition, list[Record]]) -> list[Chunk]:
         chunks: list[Chunk] = []
         assert self._consumer is not None
         for partition, begins_at in list(self._positions.items()):
@@ -225,17 +327,17 @@ class GroupConsumer:
             if next_offset != begins_at:
                 self._positions[partition] = next_offset
                 chunks.append(Chunk(partition, begins_at, next_offset, records.get(tp, [])))
-        self._note_progress()
-        return Reading(chunks)
+        return chunks
 
     def _note_progress(self) -> None:
+        """With nothing to read no fetch tells whether Kafka is there; looking for topics does (``_subscribe``)."""
         assert self._consumer is not None
-        reading = [partition for partition in self._positions if partition not in self._held]
-        stamps = [self._consumer.last_poll_timestamp(TopicPartition(*p)) or 0 for p in reading if self._is_ours(p)]
-        newest_ms = max(stamps, default=0)
-        if not stamps or newest_ms != self._fetched_ms:
-            self._fetched_ms = newest_ms
+        reading = self._reading_now()
+        newest_ms = max((self._consumer.last_poll_timestamp(TopicPartition(*p)) or 0 for p in reading), default=0)
+        if not reading or newest_ms != self._fetched_ms:
             self._progress_s = self._clock()
+        if reading and newest_ms != self._fetched_ms:
+            self._fetched_ms = newest_ms
             self.connected = True
             self._delays = backoff(0.2, 5.0)
 
@@ -295,6 +397,7 @@ class GroupConsumer:
     async def _subscribe(self, consumer: AIOKafkaConsumer) -> None:
         """New topics come and go: a missing one is waited for, not an error."""
         present = frozenset(await consumer.topics()) & self._wanted
+        self.connected = True
         self._topics_due_s = self._clock() + self._settings.topics_recheck_s
         if not present:
             self._topics_due_s = self._clock() + min(2.0, self._settings.topics_recheck_s)
@@ -320,6 +423,7 @@ class GroupConsumer:
         self._assigned = frozenset(Partition(*tp) for tp in partitions)
         self._positions = {}
         self._held = frozenset()
+        self._failures, self._unreadable = {}, set()
         self._progress_s = self._clock()
         for partition in self._assigned:
             self._consumer.seek(TopicPartition(*partition), 0)  # a position, so that no commit is asked for one
@@ -352,6 +456,15 @@ class GroupConsumer:
         self.connected = False
         if consumer is not None:
             await _stop(consumer)
+
+
+def _is_of_a_partition(error: Exception) -> bool:
+    """Whether what failed is in one partition's bytes or rights, and not the line to the brokers or the group."""
+    return isinstance(error, _OF_A_PARTITION) or not isinstance(error, (KafkaError, OSError, TimeoutError))
+
+
+def _is_out_of_range(error: Exception) -> bool:
+    return isinstance(error, (OffsetOutOfRangeError, NoOffsetForPartitionError))
 
 
 def _position(consumer: AIOKafkaConsumer, tp: TopicPartition) -> int:

@@ -33,7 +33,7 @@ Item = dict[str, dict[str, Any]]
 STORED_FIELDS = ("pk", "sk", "nonce", "body_sha", "seen", "rank", "tie", "maybe_sent", "ver")
 RAW_BYTES_MAX = 256 * 1024 * 1024  # of a decompressed body: above any body that a source may send
 RECORD_BYTES_MAX = 64 * 1024
-"""Of a record's key and headers together in META, which DynamoDB bounds at 400 KB: a foreign producer's may be larger."""
+"""Of a record's key and headers in META, which DynamoDB bounds at 400 KB: foreign producers know no such bound."""
 HEADER_BYTES = 16  # what a header costs in META besides its name and content, at most
 OWN_HEADERS_MAX, OWN_HEADER_BYTES_MAX = 16, 256
 _SKIPPABLE = 0x184D2A50  # https://github.com/facebook/zstd/blob/dev/doc/zstd_compression_format.md#skippable-frames

@@ -243,7 +243,9 @@ def _event_of(item: Item, rev: int) -> ParkedEvent:
 
 
 def _position_of(part: dict[str, Any]) -> KafkaPosition:
-    headers = tuple((pair["L"][0]["S"], pair["L"][1].get("B")) for pair in part["headers"]["L"])  # NULL: it has no value
+    headers = tuple(
+        (pair["L"][0]["S"], pair["L"][1].get("B")) for pair in part["headers"]["L"]
+    )  # NULL: it has no value
     return KafkaPosition(
         topic=part["topic"]["S"],
         generation=int(part["generation"]["N"]),

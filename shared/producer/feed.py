@@ -269,9 +269,12 @@ class FeedClient:
 def since_text(since_us: int, time_format: TimeFormat, granularity_us: int, utc_offset_minutes: int | None) -> str:
     """The time as the source writes its own: rounded down to its granularity, ISO with as many digits as that needs.
 
-    ISO is UTC with ``Z``; with an offset the source's stamps are local times without one, and so is this.
+    ISO is UTC with ``Z``; with an offset the source's stamps are local times without one, and so is this. No source has
+    numbers below 0, and many refuse them.
     """
     floored_us = since_us - since_us % granularity_us
+    if time_format != "iso8601":
+        floored_us = max(floored_us, 0)
     match time_format:
         case "epoch_s":
             return str(floored_us // 1_000_000)

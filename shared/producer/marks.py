@@ -52,6 +52,38 @@ def opened(state: CursorState, limits: ReadingLimits, granularity_us: int) -> Cu
     )
 
 
+def doubted(state: CursorState, limits: ReadingLimits, before_us: int) -> CursorState:
+    """After an unclean stop of whoever read rows: what was recorded before that stamp is to be published once more.
+
+    The lookbacks begin anew: their last page, or a probe's, may be what was published and not recorded. Only where a
+    cap lookback may have been under way must the next one doubt as well, and publish its hour again.
+    """
+    return replace(
+        state,
+        republish_before_us=before_us,
+        republish_cap=state.republish_cap or cap_is_due(state, limits),
+        lookback=None,
+        cap_lookback=None,
+    )
+
+
+def cap_is_due(state: CursorState, limits: ReadingLimits) -> bool:
+    """By how far the cursor has come, or because one is under way."""
+    if state.catching_up:
+        return False
+    under_way = state.cap_lookback is not None or state.republish_cap
+    return under_way or state.cursor_us - state.cap_swept_us >= limits.cap_period_us
+
+
+def ahead_us(state: CursorState, clocks: Clocks, limits: ReadingLimits, granularity_us: int) -> int | None:
+    """How far the cursor is ahead of the source's clock, if by more than clocks differ: rows are born behind it.
+
+    No mark was ever moved beyond a clock, so that either that clock was wrong, or this one is.
+    """
+    ahead = state.cursor_us - clocks.source_us
+    return ahead if ahead > limits.clock_tolerance_us + granularity_us else None
+
+
 def not_ahead(state: CursorState, clocks: Clocks, granularity_us: int) -> CursorState:
     """Of an entity that has shown nothing yet: "start now", said by a clock ahead of the source's, would skip rows."""
     if state.newest_us is not None or state.cursor_us <= clocks.bound_us or not state.catching_up:
@@ -132,8 +164,10 @@ def window_raised(state: CursorState, found_us: list[int], clocks: Clocks, limit
 def _completed(
     state: CursorState, lane: Lane, until_us: int, limits: ReadingLimits, granularity_us: int
 ) -> CursorState:
+    if state.republish_cap == (lane == "cap"):
+        state = replace(state, republish_before_us=None, republish_cap=False)
     if lane == "lookback":
-        return replace(state, swept_us=max(state.swept_us, until_us), lookback=None, republish_before_us=None)
+        return replace(state, swept_us=max(state.swept_us, until_us), lookback=None)
     return _floor_follows(
         replace(
             state,

@@ -21,7 +21,9 @@ class TimeBounds(Struct, frozen=True, kw_only=True):
 
     since_us: int  # of the request
     start_us: int  # rows dated below were never wanted: reading began here
-    floor_us: int  # unseen rows dated below are late beyond the cap
+    known_us: int  # of rows dated below nobody can tell whether they were seen: their entries are forgotten
+    late_us: int  # unseen rows dated below, down to there, are late beyond the cap
+    floor_us: int  # unseen rows dated below are not published with this answer
     clock_us: int  # the source's clock, guarded by ours
     future_us: int  # rows dated beyond are refused
 
@@ -34,7 +36,7 @@ class Numbered(Struct, frozen=True, kw_only=True):
     min_us: int  # of the entries' times; 0 when there are none
     max_us: int
     repetitions: int
-    below_floor: int
+    below_floor: int  # new, late beyond the cap, and neither published nor recorded
 
 
 def number(
@@ -64,8 +66,8 @@ def number(
             updated_us, mark = anchors[row], ANCHORED
             sighting = _refused(sighting, rules)
         elif updated_us < bounds.floor_us:
-            # Forgotten or never seen: nobody can tell. Published, all history would come again with each answer.
-            below_floor += updated_us >= bounds.start_us
+            # Mostly forgotten ones. Published, all history would come again with each answer.
+            below_floor += _is_late(seen, sighting, occurrence, bounds)
             continue
         shown_us = shown_from_us + row
         identity = sighting.identity
@@ -168,6 +170,13 @@ def _renewals(
         packed.append(ENTRY.pack(key, sighting.identity, packed_occurrence, updated_us, shown_from_us + row))
         times.append(updated_us)
     return packed, times
+
+
+def _is_late(seen: Seen, sighting: Sighting, occurrence: int, bounds: TimeBounds) -> bool:
+    """Beyond the cap, and for certain: a forgotten row looks just like one that was never seen."""
+    wanted_us = max(bounds.start_us, bounds.known_us)
+    is_new = seen.counts.get(sighting.identity, 0) <= occurrence
+    return is_new and wanted_us <= sighting.updated_us < bounds.late_us
 
 
 def _refused(sighting: Sighting, rules: EventRules) -> Sighting:

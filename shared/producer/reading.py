@@ -79,7 +79,8 @@ class Page(Struct, frozen=True, kw_only=True):
 
 
 class ReadingFault(Exception):
-    """An answer that reading can't go on from, all of it older than asked for: once more, then pause the entity."""
+    """An answer that reading can't go on from, since all of it is older than asked for, or its clock is behind the
+    cursor: once more, then pause the entity."""
 
     reason: Literal["source_cursor"] = "source_cursor"
 
@@ -106,8 +107,7 @@ class Reading:
         self._recorded = state
         self.state = marks.opened(state, limits, rules.granularity_us)
         if unclean_takeover_us is not None and rules.shows == "rows":
-            # From its beginning: the previous owner judged what it re-read by the same doubtful records.
-            self.state = replace(self.state, republish_before_us=unclean_takeover_us, lookback=None)
+            self.state = marks.doubted(self.state, limits, unclean_takeover_us)
         self._runs: dict[Lane, Run] = {}
         self._ended: dict[Lane, Run] = {}  # each lane's last run, for what it has learned
         self._due_s: dict[Lane, float] = {}
@@ -132,12 +132,14 @@ class Reading:
         """
         clocks = self._clocks(answer)
         state = marks.not_ahead(self.state, clocks, self._granularity_us)
+        self._check_not_ahead(state, clocks)
         seen_here = survey(answer.sightings, self._granularity_us, clocks.bound_us)
         state = _learned(state, seen_here)
         _check_not_behind(request, seen_here, state.longest_answer_rows, self._granularity_us)
         bounds = self._bounds(request, state, clocks)
-        # The lookback covers what an unclean stop left unrecorded: the cap's hour, or a probe's, need not come again.
-        doubting = request.lane != "cap" and request.run.probe != "earlier"
+        # What an unclean stop left unrecorded is covered by the lookbacks' own pages: what a probe shows need not come
+        # again, nor the cap's hour where no cap lookback was interrupted.
+        doubting = request.run.probe != "earlier" and (request.lane != "cap" or state.republish_cap)
         numbered = number(self._rules, self._seen, answer.sightings, shown_from_us, bounds, doubting=doubting)
         late_us = self._late(numbered)
         taken = step(request.run, seen_here, self._known(state))
@@ -195,8 +197,7 @@ class Reading:
         lanes: list[Lane] = ["tail"]
         if not state.catching_up or state.republish_before_us is not None:
             lanes.append("lookback")
-        cap_due = state.cursor_us - state.cap_swept_us >= self._limits.cap_period_us
-        if not state.catching_up and (cap_due or state.cap_lookback is not None):
+        if marks.cap_is_due(state, self._limits):
             lanes.append("cap")
         return lanes
 
@@ -225,12 +226,30 @@ class Reading:
     def _bounds(self, request: Request, state: CursorState, clocks: Clocks) -> TimeBounds:
         assert state.start_us is not None
         assert state.floor_us is not None
+        floor_us = state.floor_us
+        if request.run.probe == "earlier" and request.lane != "cap":
+            # It may reach further back than any lookback but the cap's, which is to find and measure what is new there.
+            floor_us = max(floor_us, tick(state.swept_us - state.window_us, self._granularity_us))
         return TimeBounds(
             since_us=min(request.since_us, clocks.bound_us),
             start_us=state.start_us,
-            floor_us=state.floor_us,
+            known_us=state.floor_us - self._granularity_us,
+            late_us=state.floor_us,
+            floor_us=floor_us,
             clock_us=clocks.bound_us,
             future_us=clocks.bound_us + self._limits.future_us_max,
+        )
+
+    def _check_not_ahead(self, state: CursorState, clocks: Clocks) -> None:
+        ahead_us = marks.ahead_us(state, clocks, self._limits, self._granularity_us)
+        if ahead_us is None:
+            return
+        clock = "the source's clock (its Date)" if clocks.is_told else "our own clock (the source sends no Date)"
+        raise ReadingFault(
+            f"the cursor stands at {iso(state.cursor_us)}, {ahead_us / 1e6:.0f} s ahead of {clock}, which shows "
+            f"{iso(clocks.source_us)}: what is stamped until then would be missed. If that clock is behind, set it right "
+            "and resume; if it was ahead, set the cursor back with `tidemark cursor set`, then resume. Clocks may differ "
+            "by clock_tolerance_s"
         )
 
     def _known(self, state: CursorState) -> Known:

@@ -73,6 +73,9 @@ class MemorySource:
         self.positions: dict[Partition, int] = {}
         self.held: frozenset[Partition] = frozenset()
         self.committed: list[tuple[Partition, int, str]] = []
+        self.unreadable: dict[Partition, int] = {}
+        """Offsets at which the log is corrupt."""
+        self._given_up: set[Partition] = set()
         self._chunk_records, self._turns, self._commits_arrive = chunk_records, turns, commits_arrive
         self._on_fetch = on_fetch
 
@@ -80,26 +83,32 @@ class MemorySource:
         self._on_fetch()
         for _turn in range(1 + self._turns()):
             await asyncio.sleep(0)
-        chunks, lost = [], set()
+        chunks, lost, unreadable = [], set(), {}
         for partition, position in list(self.positions.items()):
-            if partition in self.held:
+            if partition in self.held or partition in self._given_up:
+                continue
+            if position == self.unreadable.get(partition):
+                self._given_up.add(partition)
+                unreadable[partition] = "corrupt"
                 continue
             if not self.log.begin[partition] <= position <= self.log.end[partition]:
                 lost.add(partition)
             elif chunk := self._chunk(partition, position):
                 self.positions[partition] = chunk.next_offset
                 chunks.append(chunk)
-        return Reading(chunks, frozenset(lost))
+        return Reading(chunks, frozenset(lost), unreadable)
 
     def _chunk(self, partition: Partition, position: int) -> Chunk | None:
         ahead = [record for record in self.log.records[partition] if record.offset >= position]
-        records = ahead[: self._chunk_records()]
+        bound = self.unreadable.get(partition, self.log.end[partition])
+        records = [record for record in ahead[: self._chunk_records()] if not position <= bound <= record.offset]
         next_offset = records[-1].offset + 1 if len(records) < len(ahead) else self.log.end[partition]
         return Chunk(partition, position, next_offset, records) if next_offset > position else None
 
     def start(self, partition: Partition, offset: int) -> None:
         if partition in self.assigned:
             self.positions[partition] = offset
+            self._given_up.discard(partition)
 
     def hold(self, partitions: Iterable[Partition]) -> None:
         self.held = frozenset(partitions)

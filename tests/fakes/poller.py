@@ -9,7 +9,7 @@ from msgspec import Struct
 from shared.checkpoints.model import CursorState, PageCommit
 from shared.events.identity import Identifier
 from shared.events.model import Event, EventRules, Sighting
-from shared.producer.marks import tick
+from shared.producer.marks import cap_is_due, tick
 from shared.producer.reading import Answer, Page, Reading, ReadingLimits, Request, Wait
 from shared.producer.seen import Seen
 from tests.fakes.source import EPOCH_US, SECOND_US, Manner, SimulatedSource, Write
@@ -76,13 +76,17 @@ class Poller:
         return Reading(self.rules, self.limits, self.committed, seen, unclean_us)
 
     def die(self, how: Death) -> None:
-        """Next owner, from the store alone. An unclean stop may repeat its last page and, of rows, one lookback."""
+        """Next owner, from the store alone. An unclean stop may repeat its last page and, of rows, one lookback: the
+        cap lookback where one may have been under way."""
         self._shown_us = max(self._shown_us, self.now_us)
         self.reading = self._lease(None if how == "clean" else self._shown_us)
         if how == "clean":
             return
         recorded_us = self.pages[-1].shown_us if self.pages else 0
-        again_us = self.committed.swept_us - self.committed.window_us - 2 * self.rules.granularity_us
+        again_us = self.committed.swept_us - self.committed.window_us
+        if cap_is_due(self.committed, self.limits):
+            again_us = self.committed.cap_swept_us - self.limits.lateness_cap_us
+        again_us -= 2 * self.rules.granularity_us
         for event in self.topic:
             in_reach = self.rules.shows == "rows" and event.sighting.updated_us >= again_us
             if event.shown_us > recorded_us or in_reach:

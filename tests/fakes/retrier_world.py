@@ -191,7 +191,7 @@ class RetrierWorld:
             while await self._politely(self._count(rows_only=True)) > left:
                 pass
 
-    async def until(self, claim: Callable[[list[Row]], bool], within_s: float = 60.0) -> list[Row]:
+    async def until(self, claim: Callable[[list[Row]], bool], within_s: float = 100.0) -> list[Row]:
         """The rows, once they are as claimed."""
         async with asyncio.timeout(within_s):
             while not claim(rows := await self._politely(self.rows())):

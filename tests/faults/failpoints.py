@@ -1,4 +1,4 @@
-"""Failpoints: each call over an edge has a name, and at the one that is chosen something goes wrong, once.
+"""Failpoints: each call over an edge has a name, and at those that are chosen something goes wrong, once.
 
 Two layers. A *port* is what a service's loop calls (``leases.published``); within it lie the calls of the AWS client
 that it makes (``leases.published/DeleteItem#2``): so a death can be put between the two deletions of one transition.
@@ -32,7 +32,7 @@ Trouble = Callable[[str, Sequence[Any], bool], Any]
 
 
 class Plan(Struct, frozen=True):
-    point: str = ""
+    points: tuple[str, ...] = ()  # at each of them once
     kind: Kind = "die_after"
     hang_s: float = 0.0
 
@@ -53,13 +53,13 @@ _within: ContextVar[_Port | None] = ContextVar("within", default=None)
 
 
 class Failpoints:
-    """``journal`` gets one line for each point that is reached first, ``fired`` and the point where the plan struck."""
+    """``journal`` gets a line when a point is reached first, and when the plan strikes at one."""
 
     def __init__(self, plan: Plan, journal: Path) -> None:
         self._plan = plan
         self._journal = journal
         self._reached: set[str] = set()
-        self._has_fired = False
+        self._left = set(plan.points)
 
     @classmethod
     def of_environment(cls) -> "Failpoints":
@@ -78,15 +78,15 @@ class Failpoints:
         if point not in self._reached:
             self._reached.add(point)
             self._write(f"reached {point}")
-        if self._has_fired or point != self._plan.point:
+        if point not in self._left:
             return await made()
-        self._has_fired = True
+        self._left.discard(point)
         kind = self._plan.kind
         if kind in ("die_after", "lost_answer"):
             try:
                 await made()
             except BaseException:
-                self._has_fired = False  # what failed by itself has no effect to hide: the next such call will do
+                self._left.add(point)  # what failed by itself has no effect to hide: the next such call will do
                 raise
         self._write(f"fired {point}")
         match kind:

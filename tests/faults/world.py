@@ -32,7 +32,7 @@ from tests.faults.checker import Archived, Found, Origin, ParkedRow, Posted, Rec
 RETRIER_LEASE_S = 3.2
 NOTIFIER_LEASE_S = 1.5
 DAY_US = 86_400_000_000
-SETTLES_S = 40.0
+SETTLES_S = 90.0
 """Within this everything must have come to rest after a fault: some leases and back-offs."""
 
 SETTINGS = {
@@ -41,7 +41,7 @@ SETTINGS = {
     "TIDEMARK_WAKE_PERIOD_S": "0.5",
     "TIDEMARK_REFRESH_S": "30",
     "TIDEMARK_NOTIFIER_LEASE_S": str(NOTIFIER_LEASE_S),
-    "TIDEMARK_NOTIFIER_POLL_S": "0.25",
+    "TIDEMARK_NOTIFIER_POLL_S": "0.5",
     "TIDEMARK_NOTIFIER_GROUP_WAIT_S": "0.3",
     "TIDEMARK_NOTIFIER_LOOK_S": "0.3",
     "TIDEMARK_NOTIFIER_SETTLE_S": "0.6",
@@ -114,6 +114,17 @@ class FaultWorld:
         ]
         await self._bench.park_stale(groups)
         return Parked(stale=groups)
+
+    async def park_for_both(self, count: int) -> Parked:
+        """Half are published, some of these repaired; half are given up by a retrier, of four causes."""
+        quarter = count // 4
+        doomed = [self._made(quarter // 2, Reason.INVALID, **{f"shape{number}": 1}) for number in range(4)]
+        parked = Parked(
+            published=[*map(due_now, self._made(quarter)), *map(due_now, self._made(quarter, amount="12"))],
+            stale=[replace(event, at_us=event.at_us - 8 * DAY_US) for events in doomed for event in events],
+        )
+        await self.retrier.store.park(parked.events)
+        return parked
 
     def _made(self, count: int, reason: Reason = Reason.KAFKA_UNAVAILABLE, **more: Any) -> list[ParkedEvent]:
         first, self._numbers = self._numbers, self._numbers + count

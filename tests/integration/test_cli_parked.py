@@ -297,18 +297,18 @@ def test_a_bulk_redrive_that_is_killed_goes_on_where_it_was_and_wakes_nothing_tw
     job = ""
     settled = 0
     for _ in range(3):
-        running = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
-        assert running.stderr is not None
-        first = running.stderr.readline()
-        found = re.match(r"job (\w+): 60 events", first)
-        assert found is not None, first + running.stderr.read()
-        job = found[1]
-        before = settled
-        while settled == before and running.poll() is None:
-            settled = place.do(partial(settled_by, job))
-        running.send_signal(signal.SIGKILL)
-        running.wait(timeout=30)
-        running.stderr.close()
+        with subprocess.Popen(
+            command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+        ) as running:
+            assert running.stderr is not None
+            first = running.stderr.readline()
+            found = re.match(r"job (\w+): 60 events", first)
+            assert found is not None, first
+            job, before = found[1], settled
+            while settled == before and running.poll() is None:
+                settled = place.do(partial(settled_by, job))
+            running.send_signal(signal.SIGKILL)
+        assert running.returncode == -signal.SIGKILL
         command = [*command[:5], "--job", job]
 
     code, done = run("redrive", "--job", job, "--per-second", "1000")

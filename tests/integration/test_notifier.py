@@ -17,6 +17,7 @@ import pytest
 from msgspec.structs import replace
 
 from shared.parked.evidence_audit import verify
+from shared.parked.evidence_chain import Chain
 from shared.parked.groups import cause_of
 from shared.parked.model import ParkedEvent, State
 from tests.fakes.http_source import Reply
@@ -26,6 +27,7 @@ from tests.fakes.stale_bench import CANARY, SECRET, StaleBench, stale_bench, sta
 FULL = bool(os.environ.get("TIDEMARK_TEST_FULL"))
 KILLS = 100 if FULL else 10
 WITHIN_S = 60.0
+ROOT = Path(__file__).parents[2]
 
 QUICK = {
     "TIDEMARK_NOTIFIER_LEASE_S": "2",
@@ -64,7 +66,11 @@ class Notifiers:
     async def start(self) -> asyncio.subprocess.Process:
         with self._log.open("ab") as output:
             child = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "services.stale_notifier", env=self._environ, stdout=output, stderr=output
+                *(sys.executable, "-m", "services.stale_notifier"),
+                cwd=ROOT,
+                env=self._environ,
+                stdout=output,
+                stderr=output,
             )
         self._children.append(child)
         return child
@@ -322,6 +328,38 @@ async def test_what_was_lost_from_the_archive_is_not_deleted_from_the_table(benc
     assert len(await bench.rows()) == 1
     report = await verify(bench.archive, time.time_ns() // 1_000_000)
     assert [(problem.kind, problem.key) for problem in report.problems] == [("deleted", key)]
+
+
+async def test_the_command_line_verifies_the_evidence(bench: StaleBench, tmp_path: Path) -> None:
+    environ = {**os.environ, "TIDEMARK_ARCHIVE_BUCKET": bench.archive_bucket}
+
+    async def verified(*options: str) -> tuple[int, dict[str, Any]]:
+        child = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "services.cli", "evidence", "verify", "--json", *options),
+            cwd=ROOT,
+            env=environ,
+            stdout=asyncio.subprocess.PIPE,
+        )
+        output, _ = await child.communicate()
+        assert child.returncode is not None
+        return child.returncode, json.loads(output)
+
+    code, report = await verified()
+    assert (code, report["objects"], report["head"]) == (0, 0, None)
+    await bench.park_stale([stale_event(1), stale_event(2)])
+    rows = await bench.rows()
+    written = [await bench.archive.keep(replace(row, event=replace(row.event, raw=b"{}"))) for row in rows]
+    await Chain(bench.archive).append(written)
+    code, report = await verified()
+    assert (code, report["objects"], report["problems"]) == (0, 2, [])
+    today = time.strftime("%Y-%m-%d", time.gmtime())
+    assert (await verified("--day", today))[1]["objects"] == 2
+    assert (await verified("--expect-head", report["head"]["sha256"]))[0] == 0
+
+    await bench.s3.put_object(Bucket=bench.archive_bucket, Key=written[0].key, Body=b"forged")
+    code, report = await verified()
+    assert code == 1
+    assert [(problem["kind"], problem["key"]) for problem in report["problems"]] == [("altered", written[0].key)]
 
 
 async def nothing_untold_is_gone(bench: StaleBench, receiver: HttpReceiver, parked: dict[str, str]) -> None:

@@ -34,7 +34,12 @@ def test_a_source_of_local_times_is_asked_in_local_time() -> None:
 
 def test_times_before_1970_are_rounded_down_too() -> None:
     assert since_text(-1, "iso8601", 1_000_000, None) == "1969-12-31T23:59:59Z"
-    assert since_text(-1, "epoch_s", 1, None) == "-1"
+
+
+@pytest.mark.parametrize("time_format", ["epoch_s", "epoch_ms", "epoch_us"])
+def test_no_source_is_asked_for_a_number_below_zero(time_format: str) -> None:
+    assert since_text(-1, time_format, 1, None) == "0"  # type: ignore[arg-type]
+    assert since_text(-1_000_000, time_format, 1_000_000, None) == "0"  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

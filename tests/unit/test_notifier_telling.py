@@ -255,6 +255,18 @@ async def test_the_whole_life_of_a_group(world: World) -> None:
     assert world.slack.sent[-1].notice_id == world.pager.sent[-1].notice_id
 
 
+async def test_an_escalation_that_is_refused_is_not_tried_for_ever(world: World) -> None:
+    await world.open()
+    teller = world.teller()
+    world.pager.fails = ChannelRefused("410", permanent=True)
+    while world.now_ms < T0 + 7 * HOUR_S * 1000:
+        await world.at_due(teller)
+
+    assert world.group().escalated == ("pager",)
+    assert world.group().number == 3, "the first, the refused escalation, the repeat"
+    assert world.slack.kinds == ["new", "repeat"]
+
+
 async def test_an_end_that_one_channel_never_hears_of_is_an_end_all_the_same(world: World) -> None:
     await world.open()
     teller = world.teller()

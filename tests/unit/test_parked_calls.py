@@ -4,7 +4,13 @@ import asyncio
 from typing import Any
 
 import pytest
-from botocore.exceptions import ClientError, EndpointConnectionError
+from botocore.exceptions import (
+    ClientError,
+    CredentialRetrievalError,
+    EndpointConnectionError,
+    NoRegionError,
+    ParamValidationError,
+)
 
 from shared.parked.calls import (
     Budget,
@@ -73,9 +79,59 @@ def test_failures_of_the_service_and_the_line_are_transient(error: Exception) ->
     assert trouble.unavailable().reason == "parked_unavailable"
 
 
+@pytest.mark.parametrize(
+    ("code", "status"),
+    [
+        ("RequestTimeout", 400),  # what a process gets that was frozen during a PUT
+        ("RequestTimeTooSkewed", 403),
+        ("KMSThrottlingException", 400),
+        ("KMS.KMSInvalidStateException", 400),
+        ("SlowDown", 503),
+        ("LimitExceededException", 400),
+        ("ItemCollectionSizeLimitExceededException", 400),
+        ("ACodeThatAwsAddsOneDay", 400),
+        ("SignatureDoesNotMatch", 403),
+        ("MissingAuthenticationToken", 403),
+        ("AllAccessDisabled", 403),
+        ("InvalidAccessKeyId", 403),
+        ("InvalidToken", 400),
+    ],
+)
+async def test_what_waiting_mends_makes_the_store_unavailable_and_raises_nothing_else(code: str, status: int) -> None:
+    client = Failing([client_error(code, status)] * 100)
+    with pytest.raises(ParkedUnavailable):
+        await Calls(client, "t", Lanes(2)).call("query", Budget(0.01))
+
+
+@pytest.mark.parametrize(
+    "error", [CredentialRetrievalError(provider="iam-role", error_msg="away"), NoRegionError(), TimeoutError()]
+)
+async def test_credentials_that_cannot_be_had_now_make_the_store_unavailable(error: Exception) -> None:
+    with pytest.raises(ParkedUnavailable):
+        await Calls(Failing([error] * 100), "t", Lanes(2)).call("query", Budget(0.01))
+
+
+@pytest.mark.parametrize("code", ["ConditionalCheckFailedException", "PreconditionFailed", "NoSuchKey", "404"])
+async def test_the_stores_answers_reach_who_asked(code: str) -> None:
+    with pytest.raises(ClientError):
+        await Calls(Failing([client_error(code)]), "t", Lanes(2)).call("query", Budget(5.0))
+
+
+async def test_a_call_to_a_frozen_store_ends() -> None:
+    class Frozen:
+        async def query(self, **_parameters: object) -> dict[str, Any]:
+            return await asyncio.get_running_loop().create_future()
+
+    async with asyncio.timeout(5):
+        with pytest.raises(ParkedUnavailable, match="TimeoutError"):
+            await Calls(Frozen(), "t", Lanes(1), call_s_max=0.01).call("query", Budget(0.0))
+
+
 def test_our_own_mistakes_are_no_transients() -> None:
     assert trouble_of(client_error("ValidationException"), "t") is None
+    assert trouble_of(ParamValidationError(report="x"), "t") is None
     assert isinstance(refused_statement({"Code": "ValidationError"}, "t"), RuntimeError)
+    assert isinstance(refused_statement({"Code": "ItemCollectionSizeLimitExceeded"}, "t"), ParkedUnavailable)
 
 
 @pytest.mark.parametrize(("code", "missing"), [("ResourceNotFoundException", True), ("AccessDeniedException", False)])

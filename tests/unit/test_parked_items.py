@@ -1,6 +1,7 @@
 """Parked events as items: keys that make parking idempotent, and everything that a re-drive needs."""
 
 from hashlib import sha256
+from random import Random
 
 import pytest
 from msgspec.structs import replace
@@ -17,9 +18,11 @@ from shared.parked.items import (
     id_of,
     insert_statement,
     meta_item,
+    record_of,
     resolve,
     row_of,
 )
+from shared.parked.leases import read_row
 from shared.parked.model import (
     KafkaPosition,
     ParkedEvent,
@@ -244,3 +247,61 @@ def test_no_batch_holds_a_key_twice_or_more_than_25() -> None:
 
     assert [len(batch) for batch in batches] == [25, 5, 1]
     assert all(len({(draft.pk, draft.sk) for draft in batch}) == len(batch) for batch in batches)
+
+
+OWN = (("tm-op", b"u"), ("tm-seq", b"5.6"))
+NOISE = Random(7).randbytes(900_000)
+
+
+def record(key: bytes | None, *headers: tuple[str, bytes | None]) -> ParkedEvent:
+    position = KafkaPosition("cdc.payments", 2, 0, 41, 1_760_000_000_000, key, headers)
+    return undecodable(
+        entity="payments", position=position, value=b"\x00\x00zz", detail="trailing bytes", subject="s",
+        fingerprint="f", owner="o", at_us=AT_US, event_id="e" * 32, rank=5, tiebreak=6,
+    )  # fmt: skip
+
+
+def item_bytes(value: object) -> int:
+    """As DynamoDB counts, or more."""
+    if isinstance(value, dict):
+        return sum(len(str(name)) + item_bytes(part) + 3 for name, part in value.items())
+    if isinstance(value, list):
+        return sum(item_bytes(part) + 3 for part in value)
+    return len(value if isinstance(value, bytes) else str(value).encode())
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        record(NOISE, *OWN),
+        record(b"7", ("foreign", NOISE), ("null", None), *OWN),
+        record(b"7", *((f"tm-{number}", b"x") for number in range(20_000)), *OWN),
+        record(b"k" * 60_000, ("h", b"x" * 60_000), *OWN),
+    ],
+    ids=["key", "header", "many headers", "both"],
+)
+def test_a_key_and_headers_that_an_item_has_no_room_for_lie_behind_the_body(event: ParkedEvent) -> None:
+    draft = drafted(event, body_bytes_max=300_000)
+    item = meta_item(draft)
+    row = read_row(item)
+
+    assert item_bytes(item) < 200_000
+    assert draft.in_bucket or item_bytes(body_item(draft)) < 400_000
+    assert decompress(draft.body) == event.raw
+    assert row.event.kafka is not None
+    assert row.event.kafka.cut
+    assert set(OWN) <= set(row.event.kafka.headers)  # what a re-drive goes by
+    assert record_of(draft.body, row.event.kafka) == event.kafka
+
+
+def test_a_body_without_key_and_headers_behind_it_is_said_to_have_none() -> None:
+    event = record(b"7", *OWN)
+    assert event.kafka is not None
+    with pytest.raises(ValueError, match="no key and headers"):
+        record_of(drafted(event).body, event.kafka)
+
+
+def test_a_header_without_a_value_stays_without_one() -> None:
+    event = record(b"7", ("null", None), ("empty", b""), ("text", b"None"))
+
+    assert read_row(meta_item(drafted(event))).event.kafka == event.kafka

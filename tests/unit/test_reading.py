@@ -6,9 +6,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from shared.checkpoints.model import CursorState, Lane, moved
+from shared.checkpoints.model import CursorState, Lane, SweepProgress, moved
 from shared.events.identity import Identifier, event_id
 from shared.events.model import Event, Reason
+from shared.producer.numbering import TimeBounds, number
 from shared.producer.reading import Answer, Page, Reading, ReadingFault, ReadingLimits, Request, Wait
 from shared.producer.seen import Seen, unpack
 from tests.fakes.poller import rules_of
@@ -306,6 +307,42 @@ def test_rows_below_the_floor_are_counted_and_not_published() -> None:
     assert sum(page.below_floor for page in pages) == 1
 
 
+def test_only_new_rows_above_all_that_is_forgotten_are_late_beyond_the_cap_for_certain() -> None:
+    rules = rules_of("rows")
+    shown = [("forgotten", 350), ("recorded", 439), ("late", 439), ("not wanted", -5)]
+    sightings = Identifier(rules).identify([json.dumps({"k": k, "t": us(t), "v": 1}).encode() for k, t in shown])
+    bounds = TimeBounds(
+        since_us=us(299), start_us=us(0), known_us=us(439), late_us=us(440), floor_us=us(440), clock_us=us(900),
+        future_us=us(2000),
+    )  # fmt: skip
+    all_new = msgspec.structs.replace(bounds, floor_us=us(0))
+    recorded = number(rules, Seen("rows"), sightings[1:2], us(800), all_new).entries
+
+    numbered = number(rules, Seen.load("rows", [recorded], us(900)), sightings, us(1000), bounds)
+
+    assert (numbered.events, numbered.below_floor) == ([], 1)
+
+
+def test_what_a_probe_shows_from_behind_the_lookbacks_is_left_to_the_cap_lookback_which_measures_it() -> None:
+    limits = lookbacks(cap_period_us=300 * SECOND_US, lateness_cap_us=3600 * SECOND_US)
+    rows: list[Row] = [("a", 600, 1), ("c", 1000, 2)]
+    desk = Desk(cursor_s=600, limits=limits)
+    desk.read(rows, "cap")
+    desk.read(rows)
+    assert (desk.cursor_s, desk.swept_s) == (1000, 1000)
+    big: list[Row] = [*rows, ("z", 700, 9), *(("k", 1000, n) for n in range(200))]
+
+    desk.now_s = 1010
+    tail = desk.read(big)
+    desk.now_s = 1400
+    cap = desk.read([*big, ("c", 1390, 3)], "cap")
+
+    assert [since_s(page) for page in tail] == [999, 599], "a probe from far below"
+    assert 9 not in values(tail)
+    assert 9 in values(cap)
+    assert desk.reading.state.window_us == 120 * SECOND_US
+
+
 def test_equal_events_of_one_tick_are_numbered_and_counted_again_from_the_ticks_first_row_on_each_page() -> None:
     desk = Desk("events", cursor_s=100)
     desk.read([A, A])
@@ -350,6 +387,58 @@ def test_after_an_unclean_stop_recorded_rows_are_published_once_more_under_the_s
 
     assert sorted(ids(heir.log)) == sorted(ids(desk.log))
     assert min(event.rank for event in events(heir.log)) > max(event.rank for event in events(desk.log)), "so they win"
+
+
+CAPPED = lookbacks(cap_period_us=600 * SECOND_US, lateness_cap_us=3600 * SECOND_US)
+
+
+def _with_an_old_row(until_s: float) -> tuple[Desk, list[Row]]:
+    """Rows, of which z lies out of reach of all lookbacks but the cap's, read up to that second."""
+    rows: list[Row] = [("z", 110, 1), *(("k", second, second) for second in range(200, int(until_s) + 1, 100))]
+    desk = Desk("rows", cursor_s=100, now_s=until_s, limits=CAPPED)
+    desk.read(rows)
+    desk.read(rows, "lookback")
+    return desk, rows
+
+
+def test_a_cap_lookback_that_an_unclean_stop_may_have_interrupted_publishes_its_hour_once_more() -> None:
+    desk, rows = _with_an_old_row(until_s=700)
+    # The cap lookback is due. It shows value 9 of row z, publishes it, dies; and the row is back at 1.
+    heir = desk.successor(unclean=True)
+
+    heir.read(rows, "lookback")
+    assert 1 not in values(heir.log), "out of its reach"
+    successor = heir.successor()  # the duty outlives its owner
+    successor.read(rows, "cap")
+
+    assert values(successor.log) == [1]
+    assert set(ids(successor.log)) <= set(ids(desk.log))
+    assert events(successor.log)[0].rank > max(event.rank for event in events(desk.log)), "so it wins"
+    assert successor.reading.state.republish_before_us is None
+
+
+def test_a_cap_lookback_that_was_under_way_begins_anew_after_an_unclean_stop() -> None:
+    desk, rows = _with_an_old_row(until_s=700)
+    under_way = SweepProgress(at_us=us(300), until_us=us(700))
+    desk.state = msgspec.structs.replace(desk.state, cap_lookback=under_way)
+
+    heir = desk.successor(unclean=True)
+    pages = heir.read(rows, "cap")
+
+    assert since_s(pages[0]) == 99
+    assert 1 in values(heir.log)
+
+
+def test_no_hour_is_published_again_where_no_cap_lookback_can_have_been_under_way() -> None:
+    desk, rows = _with_an_old_row(until_s=600)
+    heir = desk.successor(unclean=True)
+
+    heir.read(rows, "lookback")
+    assert heir.reading.state.republish_before_us is None
+    heir.now_s = 800
+    heir.read([*rows, ("k", 790, 790)], "cap")
+
+    assert 1 not in values(heir.log)
 
 
 def test_the_duty_to_publish_once_more_outlives_a_clean_stop_of_the_one_who_had_it() -> None:
@@ -622,6 +711,36 @@ def test_starting_now_by_a_clock_ahead_of_the_sources_skips_nothing() -> None:
     desk.read([("a", 995, 1)])
 
     assert values(desk.log) == [1]
+
+
+@pytest.mark.parametrize("date_s", [999, 994, 993.5])
+def test_a_clock_that_steps_back_a_little_is_borne(date_s: float) -> None:
+    desk = Desk(cursor_s=999)
+
+    desk.date_s = date_s
+
+    assert values(desk.read([("a", 999, 1)])) == [1]
+
+
+@pytest.mark.parametrize("sends_date", [True, False])
+def test_a_cursor_ahead_of_the_clock_is_a_fault_that_says_what_to_do(sends_date: bool) -> None:
+    desk = Desk(cursor_s=5000, now_s=6000)
+    desk.read([("a", 4990, 1), ("a", 5000, 2)])
+    heir = desk.successor(after_s=-1900)
+    request = heir.request()
+    answer = Answer(sightings=[], server_date_us=us(4100) if sends_date else None, requested_us=us(4100))
+
+    with pytest.raises(ReadingFault, match=r"900 s ahead of .* clock .*`tidemark cursor set`"):
+        heir.reading.judge(request, answer, heir.shown_us)
+
+    assert heir.request() == request
+
+
+def test_our_own_clock_behind_stops_nothing_where_the_source_tells_the_time() -> None:
+    desk = Desk(cursor_s=999)
+    desk.now_s, desk.date_s = 500, 1000
+
+    assert values(desk.read([("a", 1000, 1)])) == [1]
 
 
 # 8. Idle entities

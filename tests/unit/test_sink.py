@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 import msgspec
@@ -10,12 +10,12 @@ import pytest
 import structlog
 from prometheus_client import Counter
 
-from services.s3_sink.lane import Rows
+from services.s3_sink.lane import Rows, Undecodable
 from services.s3_sink.limits import SinkSettings
 from services.s3_sink.ports import Learned, ParkingUnavailable
 from services.s3_sink.sink import Sink
 from shared import metrics
-from shared.kafka.chunks import GroupCommit, Partition, Record
+from shared.kafka.chunks import GroupCommit, LogBounds, Partition, Record
 from shared.raw import generation
 from shared.raw.generation import TopicLife
 from shared.raw.keys import Chain, Keys
@@ -122,6 +122,12 @@ def metrics_refused() -> float:
 
 def counted(counter: Counter, *labels: str) -> float:
     return float(counter.labels(*labels)._value.get())
+
+
+def shown(name: str, partition: Partition, **labels: str) -> float | None:
+    """``None``: there is no such series."""
+    where = {"topic": partition.topic, "partition": str(partition.partition), **labels}
+    return metrics.REGISTRY.get_sample_value(f"tidemark_{name}", where)
 
 
 async def test_three_records_and_then_silence_become_an_object_when_the_clock_says_so() -> None:
@@ -551,9 +557,9 @@ async def test_more_than_50_bad_records_in_a_row_stop_the_partition(chunk: int) 
     world.fill(A, 5)
     async with world.running(drains=True):
         world.source._chunk_records = lambda: chunk
-        await world.until(lambda: A in world.source.held)
+        await world.until(lambda: shown("sink_partition_waits", A, why="stopped") == 1)
         await world.settle()
-        assert metrics.PARTITION_WAITS.labels(A.topic, "0", "stopped")._value.get() == 1
+        assert A in world.source.held
 
     assert await world.offsets() == [0, 1, 2, 3, 4]
     assert len(world.parking.parked) <= 50
@@ -596,3 +602,195 @@ async def test_a_process_that_was_frozen_while_its_slot_was_expired_writes_nothi
         await world.settle()
 
     assert world.objects() == [newest]
+
+
+async def test_a_topic_made_anew_parks_none_of_its_records_under_the_old_generation() -> None:
+    world = World()
+    world.log.append(A, b"!poison")
+    async with world.running():
+        await world.until(lambda: world.source.positions.get(A) == 1)
+        world.log.lives[A.topic] = TopicLife("cluster", "second")  # so what was read may be the new topic's
+        world.now_s = 31.0
+        await world.until(lambda: metrics_refused() == 1)
+
+    assert world.parking.parked == {}
+    assert world.objects() == []
+
+
+async def test_a_topic_made_anew_while_its_records_are_parked_puts_nothing_into_the_old_chain() -> None:
+    world = World()
+    world.log.append(A, b"!poison")
+    park = world.parking.park
+
+    async def then_made_anew(events: Sequence[Undecodable]) -> None:
+        await park(events)
+        world.log.lives[A.topic] = TopicLife("cluster", "second")
+
+    world.parking.park = then_made_anew  # type: ignore[method-assign]
+    async with world.running():
+        await world.until(lambda: world.source.positions.get(A) == 1)
+        world.now_s = 31.0
+        await world.until(lambda: metrics_refused() == 1)
+
+    assert world.objects() == []
+
+
+@pytest.mark.parametrize("where", ["park", "rows", "ready", "open"])
+async def test_a_fault_that_nobody_foresaw_stops_its_partition_alone_until_it_is_gone(where: str) -> None:
+    world = World(A, B)
+    for partition in (A, B):
+        world.fill(partition, 2)
+        world.log.append(partition, b"!poison")
+    fails = [True]
+    bounds, rows, ready, park = world.log.bounds, world.decoder.rows, world.decoder.ready, world.parking.park
+
+    def trip(at: str, topic: str) -> None:
+        if fails and at == where and topic == A.topic:
+            raise LookupError("nobody foresaw this")
+
+    async def tripping_bounds(topic: str) -> Mapping[int, LogBounds]:
+        trip("open", topic)
+        return await bounds(topic)
+
+    def tripping_rows(chain: Chain, records: Sequence[Record]) -> Rows:
+        trip("rows", chain.topic)
+        return rows(chain, records)
+
+    def tripping_ready(topic: str, records: Sequence[Record]) -> tuple[int, int | None]:
+        trip("ready", topic)
+        return ready(topic, records)
+
+    async def tripping_park(events: Sequence[Undecodable]) -> None:
+        trip("park", events[0].chain.topic)
+        await park(events)
+
+    world.log.bounds = tripping_bounds  # type: ignore[method-assign]
+    world.decoder.rows = tripping_rows  # type: ignore[method-assign]
+    world.decoder.ready = tripping_ready  # type: ignore[method-assign]
+    world.parking.park = tripping_park  # type: ignore[method-assign]
+    async with world.running(drains=True):
+        await world.until(lambda: world.source.positions.get(B) == 3)
+        world.now_s = 31.0
+        await world.until(lambda: B in world.log.commits, passing_s=0.1)
+        await world.until(lambda: shown("sink_partition_waits", A, why="stopped") == 1, passing_s=0.1)
+        assert world.objects(A) == []
+        fails.clear()
+        await world.until(lambda: A in world.log.commits, passing_s=0.1)
+        await world.until(lambda: shown("sink_partition_waits", A, why="stopped") == 0)
+
+    assert await world.offsets(A) == await world.offsets(B) == [0, 1]
+    assert len(world.parking.parked) == 2
+
+
+async def test_a_fault_that_nobody_foresaw_does_not_keep_the_sink_from_stopping() -> None:
+    world = World(A, B)
+    world.fill(A, 3)
+    world.log.append(A, b"!poison")
+    world.fill(B, 3)
+    world.parking.down = lambda: LookupError("nobody foresaw this")
+    async with world.running(drains=True):
+        await world.until(lambda: world.source.positions == {A: 4, B: 3})
+
+    assert world.objects(A) == []
+    assert await world.offsets(B) == [0, 1, 2]
+
+
+async def test_an_offset_that_cannot_be_read_stops_its_partition_alone_behind_all_that_came_before() -> None:
+    world = World(A, B)
+    world.fill(A, 5)
+    world.fill(B, 5)
+    async with world.running(drains=True):
+        world.source.unreadable[A] = 3
+        await world.until(lambda: A in world.log.commits)  # before the clock says so: nothing more can come
+        assert await world.offsets(A) == [0, 1, 2]
+        assert shown("sink_partition_waits", A, why="stopped") == 1
+        await world.until(lambda: world.source.positions.get(B) == 5)
+        world.fill(B, 5)
+        await world.until(lambda: world.source.positions.get(B) == 10)
+        del world.source.unreadable[A]  # the leader is another, whose copy is sound
+        await world.settle()
+        assert world.source.positions[A] == 3
+        world.now_s += 31
+        await world.until(lambda: world.source.positions[A] == 5, passing_s=0.1)
+        await world.until(lambda: shown("sink_partition_waits", A, why="stopped") == 0, passing_s=0.1)
+
+    assert await world.offsets(A) == list(range(5))
+    assert await world.offsets(B) == list(range(10))
+
+
+async def test_a_refused_topic_is_not_read_and_others_are() -> None:
+    world = World(A, B)
+    world.fill(A, 5)
+    async with world.running(drains=True):
+        await world.until(lambda: world.source.positions.get(A) == 5)
+    world.log.records[A] = []
+    world.log.end[A] = 0
+    for number in range(5_000):
+        world.log.append(A, b"other %d" % number)
+    world.fill(B, 5)
+
+    async with world.running():
+        await world.until(lambda: metrics_refused() == 1 and world.source.positions.get(B) == 5)
+        read_to = world.source.positions[A]
+        await world.settle()
+        assert world.source.positions[A] == read_to
+        assert world.source.held == {A}
+
+
+async def test_a_partition_that_is_not_opened_yet_is_held() -> None:
+    world = World(A, B)
+    world.fill(A, 1)
+    world.fill(B, 1)
+    opens = asyncio.Event()
+    bounds = world.log.bounds
+
+    async def slow(topic: str) -> Mapping[int, LogBounds]:
+        if topic == A.topic:
+            await opens.wait()
+        return await bounds(topic)
+
+    world.log.bounds = slow  # type: ignore[method-assign]
+    async with world.running():
+        await world.until(lambda: world.source.positions.get(B) == 1)
+        assert world.source.held == {A}
+        opens.set()
+        await world.until(lambda: world.source.positions.get(A) == 1)
+        assert world.source.held == frozenset()
+
+
+async def test_nothing_is_shown_of_partitions_that_were_given_away() -> None:
+    world = World(A, B)
+    world.settings = SinkSettings(pack_records=1)
+    world.fill(A, 1)
+    for _record in range(60):
+        world.log.append(A, b"!poison")
+    world.log.append(B, b"?7")
+    world.decoder.answer = Learned.UNKNOWN
+    async with world.running():
+        await world.until(lambda: shown("sink_partition_waits", A, why="stopped") == 1)
+        await world.until(lambda: shown("sink_partition_waits", B, why="schema") == 1)
+        await world.until(lambda: shown("sink_next_offset", A) is not None)
+        world.source.assigned, world.source.positions = frozenset(), {}
+        await world.sink.revoked()
+        await world.settle()
+
+        for partition in (A, B):
+            assert shown("sink_next_offset", partition) is None
+            assert shown("sink_log_end_offset", partition) is None
+            assert shown("sink_partition_waits", partition, why="stopped") is None
+            assert shown("sink_partition_waits", partition, why="schema") is None
+
+
+async def test_a_member_that_gave_a_refused_topic_away_refuses_nothing_any_more() -> None:
+    world = World()
+    world.fill(A, 5)
+    async with world.running(drains=True):
+        await world.until(lambda: world.source.positions.get(A) == 5)
+    world.log.records[A] = []
+    world.log.end[A] = 0
+    async with world.running():
+        await world.until(lambda: metrics_refused() == 1)
+        world.source.assigned, world.source.positions = frozenset(), {}
+        await world.sink.revoked()
+
+    assert metrics_refused() == 0
