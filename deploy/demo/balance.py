@@ -107,7 +107,7 @@ class Balance(Struct, frozen=True, kw_only=True):
 
     @property
     def never_recorded(self) -> Sequence[str]:
-        """Events are shown for ever, so that one published before an unclean stop is seen again; a row's state may not."""
+        """Of rows none is a fault: a state published before an unclean stop may never be shown again, as events are."""
         return self.unrecorded if self.shows == "events" else ()
 
 

@@ -149,7 +149,7 @@ class Sink:
             return
         if not goes_on and self._holds(lane):
             self._source.start(lane.partition, lane.expected)
-        if lane.partition in self._halted and self._holds(lane):
+        if lane.partition in self._halted and self._holds(lane) and not lane.reopen:
             self._goes_on(lane.partition)
         if lane.settled_start is not None:
             key = self._ledger.keys.link(lane.chain, lane.settled_start)

@@ -1,12 +1,16 @@
-"""``python -m tests.bench [--events N] [poller|sink]``: CPU seconds per million events and peak memory."""
+"""``python -m tests.bench [--events N] [poller|sink|retrier]``: CPU seconds per million events and peak memory; what a
+re-drive costs."""
 
 import argparse
 import sys
 from contextlib import ExitStack
 
 from deploy.local.stack import Stack
-from tests.bench import poller_bench, sink_bench
+from tests.bench import poller_bench, retrier_bench, sink_bench
 
+RETRIER = "retrier"
+RETRIER_EVENTS_MAX = 2_000
+"""An emulated DynamoDB takes a hundred calls a second: more events tell no more."""
 PARTS = {"poller": poller_bench.run, "sink": sink_bench.run}
 
 
@@ -14,15 +18,18 @@ def main() -> int:
     arguments = argparse.ArgumentParser(prog="bench", description=__doc__)
     arguments.add_argument("--events", type=int, default=300_000)
     arguments.add_argument("--stack", help="a running stack; by default one is started and taken down")
-    arguments.add_argument("part", nargs="?", choices=list(PARTS), help="by default each in turn")
+    arguments.add_argument("part", nargs="?", choices=[*PARTS, RETRIER], help="by default each in turn")
     chosen = arguments.parse_args()
     with ExitStack() as ending:
         stack = Stack.attach(chosen.stack) if chosen.stack else Stack("bench")
         ending.callback(stack.down)  # of an attached stack: only what was added here
         if not chosen.stack:
             stack.up()
-        for part in [chosen.part] if chosen.part else PARTS:
-            report(part, PARTS[part](stack, chosen.events))
+        for part in [chosen.part] if chosen.part else [*PARTS, RETRIER]:
+            if part == RETRIER:
+                print(retrier_bench.text(retrier_bench.run(stack, min(chosen.events, RETRIER_EVENTS_MAX))), flush=True)
+            else:
+                report(part, PARTS[part](stack, chosen.events))
     return 0
 
 

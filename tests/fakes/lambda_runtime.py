@@ -28,6 +28,7 @@ from deploy.local.leash import leashed
 API = "/2018-06-01/runtime"
 RUNTIME = ("awslambdaric", "simplejson", "snapshot-restore-py")
 _ESTABLISHED = "01"
+_NONE_MORE = ""
 
 
 class Answer(Struct, frozen=True):
@@ -125,6 +126,7 @@ class LambdaSandbox:
                 invocation.answer.set_exception(died)
 
     async def _close(self) -> None:
+        self._waiting.put_nowait(_NONE_MORE)
         if self._watch is not None:
             self._watch.cancel()
         if self._process is not None:
@@ -136,6 +138,8 @@ class LambdaSandbox:
             os.kill(self.pid, signal.SIGSTOP)
             self._frozen.set()
         request = await self._waiting.get()
+        if request == _NONE_MORE:
+            return web.Response(status=410)
         invocation = self._invocations[request]
         headers = {
             "Content-Type": "application/json",  # as it is, or the runtime hands over bytes
@@ -163,7 +167,7 @@ class LambdaSandbox:
         app.router.add_get(f"{API}/invocation/next", self._next)
         app.router.add_post(f"{API}/invocation/{{request}}/response", self._result)
         app.router.add_post(f"{API}/invocation/{{request}}/error", self._error)
-        runner = web.AppRunner(app, shutdown_timeout=0.1)
+        runner = web.AppRunner(app, shutdown_timeout=1.0)
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", 0)
         await site.start()

@@ -20,7 +20,7 @@ from shared.kafka.records import parse_headers
 from shared.parked.bodies import BodyMissing
 from shared.parked.evidence import Archive, unpack
 from shared.parked.evidence_audit import verify
-from shared.parked.groups import Group, GroupStore, cause_of
+from shared.parked.groups import GroupStore, cause_of
 from shared.parked.leases import Row
 from shared.parked.model import ParkedEvent, State
 from shared.parked.store import ParkedSettings
@@ -153,14 +153,11 @@ class FaultWorld:
         await until(is_so, within_s, lambda: self._unsettled(parked))
 
     async def told(self, parked: Parked, within_s: float = SETTLES_S) -> None:
-        """Stale ones are gone, and their groups are resolved."""
+        """Stale ones are gone, and all groups are resolved."""
 
         async def is_so() -> bool:
             left = {row.event.event_id for row in await self.retrier.rows()}
-            groups = [await self.group(event) for event in parked.stale]
-            return not left & {event.event_id for event in parked.stale} and all(
-                group is not None and group.phase == "resolved" for group in groups
-            )
+            return not left & {event.event_id for event in parked.stale} and not await self._bench.groups.open_groups()
 
         await until(is_so, within_s, lambda: self._unsettled(parked))
 
@@ -173,12 +170,9 @@ class FaultWorld:
             f"lease {row.lease_owner} errs {[error.code for error in row.errs]}"
             for row in rows
         ]
-        groups = {str(group.cause.path): group for event in parked.stale if (group := await self.group(event))}
-        lines += [f"group {path} {group.phase} due in {group.due_ms - now_ms} ms" for path, group in groups.items()]
+        groups = await self._bench.groups.open_groups()
+        lines += [f"group {group.cause_id} {group.phase} due in {group.due_ms - now_ms} ms" for group in groups]
         return "\n".join(lines)
-
-    async def group(self, event: ParkedEvent) -> Group | None:
-        return await self._bench.groups.get("payments", cause_of(event).id)
 
     async def leased(self, pid: int | None = None) -> list[Row]:
         """Rows under a lease (of that process of a retrier)."""

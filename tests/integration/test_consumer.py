@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import os
+import random
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
@@ -29,9 +30,9 @@ class World:
         self.revokes = 0
         self._resources = resources
 
-    async def make_topic(self) -> None:
+    async def make_topic(self, partitions: int = 1) -> None:
         admin = await KafkaAdmin.open(self.kafka, self._resources)
-        await admin.ensure_topic(self.topic, partitions=1, replication=1)
+        await admin.ensure_topic(self.topic, partitions=partitions, replication=1)
 
     async def consumer(self, settings: ConsumerSettings = FAST) -> GroupConsumer:
         async def revoked() -> None:
@@ -210,5 +211,101 @@ async def test_while_the_broker_is_dead_fetch_is_empty_and_bounded_and_then_goes
         assert TopicPartition(*world.partition)
         chunks = await read(consumer, world.partition, 5, 10)
         assert [record.offset for chunk in chunks for record in chunk.records][-5:] == [5, 6, 7, 8, 9]
+        await consumer.close()
+        await asyncio.to_thread(stack.kill, name)
+
+
+async def test_a_corrupt_batch_stops_its_own_partition_at_its_offset_and_no_other(stack: Stack) -> None:
+    name = f"consumer-corrupt-{uuid.uuid4().hex[:6]}"
+    bootstrap = stack.add_broker(name)
+    await asyncio.to_thread(stack.start, name)
+    async with AsyncExitStack() as resources:
+        world = World(KafkaSettings(bootstrap=bootstrap), resources)
+        await world.make_topic(partitions=3)
+        partitions = [Partition(world.topic, number) for number in range(3)]
+        values = [random.Random(number).randbytes(100) for number in range(30)]  # noqa: S311 - no secrets
+        async with AIOKafkaProducer(**world.kafka.client_kwargs()) as producer:
+            for value in values:  # each a batch of its own
+                for partition in partitions:
+                    await producer.send_and_wait(world.topic, value, partition=partition.partition)
+        damage(stack, name, world.topic, 1, values[10])
+        consumer = await world.consumer()
+        read = {partition: list[int]() for partition in partitions}
+        unreadable: dict[Partition, str] = {}
+
+        async def until_read(ends: list[int]) -> None:
+            async def has_all() -> bool:
+                reading = await consumer.fetch(0.5)
+                unreadable.update(reading.unreadable)
+                for chunk in reading.chunks:
+                    assert chunk.begins_at == len(read[chunk.partition])
+                    read[chunk.partition] += [record.offset for record in chunk.records]
+                return [len(read[partition]) for partition in partitions] == ends and bool(unreadable)
+
+            await until(has_all)
+
+        async def is_ours() -> bool:
+            await consumer.fetch(0.2)
+            return consumer.assigned == set(partitions)
+
+        await until(is_ours)
+        for partition in partitions:
+            consumer.start(partition, 0)
+        await until_read([30, 10, 30])
+        assert list(unreadable) == [partitions[1]]
+        assert unreadable[partitions[1]].startswith("CorruptRecordException")
+
+        await world.produce(100)  # to partition 0
+        await until_read([130, 10, 30])
+
+        unreadable.clear()
+        consumer.start(partitions[1], 10)  # looked at again
+        await world.produce(100)
+        await until_read([230, 10, 30])
+        assert list(unreadable) == [partitions[1]]
+
+        consumer.start(partitions[1], 11)  # behind it
+        read[partitions[1]] = list(range(11))
+        await until_read([230, 30, 30])
+        assert read[partitions[1]] == list(range(30))
+        await consumer.close()
+        await asyncio.to_thread(stack.kill, name)
+
+
+def damage(stack: Stack, broker: str, topic: str, partition: int, value: bytes) -> None:
+    """Flip one byte of a record on the broker's disk: brokers hand batches out as they lie there."""
+    [segment] = stack.folder.glob(f"**/{broker}/logs/{topic}-{partition}/*.log")
+    at = segment.read_bytes().index(value)
+    with segment.open("r+b") as file:
+        file.seek(at)
+        file.write(bytes([value[0] ^ 1]))
+
+
+async def test_a_member_that_reads_nothing_knows_within_a_recheck_whether_kafka_is_there(stack: Stack) -> None:
+    name = f"consumer-idle-{uuid.uuid4().hex[:6]}"
+    bootstrap = stack.add_broker(name)
+    async with AsyncExitStack() as resources:
+        world = World(KafkaSettings(bootstrap=bootstrap), resources)
+        consumer = await world.consumer()
+        await asyncio.to_thread(stack.start, name)
+        await world.make_topic()
+
+        async def is_ours() -> bool:
+            await consumer.fetch(0.2)
+            return world.partition in consumer.assigned
+
+        async def is_connected() -> bool:
+            await consumer.fetch(0.2)
+            return consumer.connected
+
+        async def is_cut_off() -> bool:
+            return not await is_connected()
+
+        await until(is_ours)  # and nothing is started: all topics may be refused
+        await until(is_connected)
+        await asyncio.to_thread(stack.kill, name)
+        await until(is_cut_off)
+        await asyncio.to_thread(stack.start, name)
+        await until(is_connected)
         await consumer.close()
         await asyncio.to_thread(stack.kill, name)

@@ -95,8 +95,8 @@ async def test_an_invocation_claims_no_more_than_it_can_settle_ten_seconds_befor
 
 async def test_overlapping_invocations_publish_nothing_twice(stack: Stack, tmp_path: Path, task_root: Path) -> None:
     async with retrier_world(stack, tmp_path) as world:
-        events = [due_now(event) for event in world.parked(range(600))]
-        env = env_of(world, publishes_per_s_max=4_000, batch_rows_max=20, replicas=2)
+        events = [due_now(event) for event in world.parked(range(300))]
+        env = env_of(world, publishes_per_s_max=4_000, batch_rows_max=10, replicas=2)
         async with (
             lambda_sandbox(task_root, REDRIVE, env, tmp_path) as one,
             lambda_sandbox(task_root, REDRIVE, env, tmp_path) as other,
@@ -108,8 +108,8 @@ async def test_overlapping_invocations_publish_nothing_twice(stack: Stack, tmp_p
 
         published = [answer.result["published"] for answer in answers]
         assert Counter(ids(await world.records())) == Counter(event.event_id for event in events)
-        assert sum(published) == 600
-        assert min(published[:2]) > 50, published
+        assert sum(published) == 300
+        assert min(published[:2]) > 20, published
 
 
 async def test_a_warm_sandbox_waits_for_kafka_and_counts_no_attempt(

@@ -120,7 +120,8 @@ async def test_the_stores_answers_reach_who_asked(code: str) -> None:
 async def test_a_call_to_a_frozen_store_ends() -> None:
     class Frozen:
         async def query(self, **_parameters: object) -> dict[str, Any]:
-            return await asyncio.get_running_loop().create_future()
+            await asyncio.get_running_loop().create_future()
+            return {}
 
     async with asyncio.timeout(5):
         with pytest.raises(ParkedUnavailable, match="TimeoutError"):

@@ -330,7 +330,7 @@ def test_what_a_probe_shows_from_behind_the_lookbacks_is_left_to_the_cap_lookbac
     desk.read(rows, "cap")
     desk.read(rows)
     assert (desk.cursor_s, desk.swept_s) == (1000, 1000)
-    big: list[Row] = [*rows, ("z", 700, 9), *(("k", 1000, n) for n in range(200))]
+    big: list[Row] = [*rows, ("z", 700, 999), *(("k", 1000, n) for n in range(200))]
 
     desk.now_s = 1010
     tail = desk.read(big)
@@ -338,8 +338,8 @@ def test_what_a_probe_shows_from_behind_the_lookbacks_is_left_to_the_cap_lookbac
     cap = desk.read([*big, ("c", 1390, 3)], "cap")
 
     assert [since_s(page) for page in tail] == [999, 599], "a probe from far below"
-    assert 9 not in values(tail)
-    assert 9 in values(cap)
+    assert 999 not in values(tail)
+    assert 999 in values(cap)
     assert desk.reading.state.window_us == 120 * SECOND_US
 
 
@@ -392,17 +392,20 @@ def test_after_an_unclean_stop_recorded_rows_are_published_once_more_under_the_s
 CAPPED = lookbacks(cap_period_us=600 * SECOND_US, lateness_cap_us=3600 * SECOND_US)
 
 
-def _with_an_old_row(until_s: float) -> tuple[Desk, list[Row]]:
-    """Rows, of which z lies out of reach of all lookbacks but the cap's, read up to that second."""
-    rows: list[Row] = [("z", 110, 1), *(("k", second, second) for second in range(200, int(until_s) + 1, 100))]
-    desk = Desk("rows", cursor_s=100, now_s=until_s, limits=CAPPED)
+def _with_an_old_row() -> tuple[Desk, list[Row]]:
+    """Rows, of which z lies out of reach of all lookbacks but the cap's, read up to second 600."""
+    rows: list[Row] = [("z", 110, 1), *(("k", second, second) for second in range(200, 601, 100))]
+    desk = Desk("rows", cursor_s=100, now_s=600, limits=CAPPED)
     desk.read(rows)
     desk.read(rows, "lookback")
     return desk, rows
 
 
 def test_a_cap_lookback_that_an_unclean_stop_may_have_interrupted_publishes_its_hour_once_more() -> None:
-    desk, rows = _with_an_old_row(until_s=700)
+    desk, rows = _with_an_old_row()
+    rows.append(("k", 700, 700))
+    desk.now_s = 700
+    desk.read(rows)
     # The cap lookback is due. It shows value 9 of row z, publishes it, dies; and the row is back at 1.
     heir = desk.successor(unclean=True)
 
@@ -411,15 +414,15 @@ def test_a_cap_lookback_that_an_unclean_stop_may_have_interrupted_publishes_its_
     successor = heir.successor()  # the duty outlives its owner
     successor.read(rows, "cap")
 
-    assert values(successor.log) == [1]
+    assert 1 in values(successor.log)
     assert set(ids(successor.log)) <= set(ids(desk.log))
     assert events(successor.log)[0].rank > max(event.rank for event in events(desk.log)), "so it wins"
     assert successor.reading.state.republish_before_us is None
 
 
 def test_a_cap_lookback_that_was_under_way_begins_anew_after_an_unclean_stop() -> None:
-    desk, rows = _with_an_old_row(until_s=700)
-    under_way = SweepProgress(at_us=us(300), until_us=us(700))
+    desk, rows = _with_an_old_row()
+    under_way = SweepProgress(at_us=us(300), until_us=us(600))
     desk.state = msgspec.structs.replace(desk.state, cap_lookback=under_way)
 
     heir = desk.successor(unclean=True)
@@ -430,7 +433,7 @@ def test_a_cap_lookback_that_was_under_way_begins_anew_after_an_unclean_stop() -
 
 
 def test_no_hour_is_published_again_where_no_cap_lookback_can_have_been_under_way() -> None:
-    desk, rows = _with_an_old_row(until_s=600)
+    desk, rows = _with_an_old_row()
     heir = desk.successor(unclean=True)
 
     heir.read(rows, "lookback")
