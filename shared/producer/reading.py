@@ -248,7 +248,7 @@ class Reading:
         raise ReadingFault(
             f"the cursor stands at {iso(state.cursor_us)}, {ahead_us / 1e6:.0f} s ahead of {clock}, which shows "
             f"{iso(clocks.source_us)}: what is stamped until then would be missed. If that clock is behind, set it "
-            "right and resume; if it was ahead, set the cursor back with `tidemark cursor set`, then resume. Clocks may "
+            "right and resume; if it was ahead, set the cursor back with `tidemark cursor set`, then resume. They may "
             "differ by clock_tolerance_s"
         )
 

@@ -60,6 +60,8 @@ class StaleBench:
         self.store, self.client, self.s3 = store, client, s3
         self.archive: Archive
         self.groups: GroupStore
+        self.settings: ParkedSettings
+        self.resources: AsyncExitStack
 
     async def park_stale(self, events: Iterable[ParkedEvent], *, due_ms: int | None = None) -> None:
         """As if each had been given up just now."""
@@ -137,6 +139,7 @@ async def stale_bench() -> AsyncIterator[StaleBench]:
         client = await open_client("dynamodb", resources)
         s3 = await open_client("s3", resources)
         bench = StaleBench(table, archive_bucket, ParkedStore(settings, client, s3), client, s3)
+        bench.settings, bench.resources = settings, resources
         bench.archive = Archive(archive_bucket, "", s3)
         bench.groups = await GroupStore.open(settings, resources)
         assert await bench.store.ensure_table()

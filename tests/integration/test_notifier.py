@@ -16,12 +16,15 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from services.stale_notifier.grouping import Timing, opened
+from shared.parked.calls import Calls, Lanes
 from shared.parked.evidence_audit import verify
 from shared.parked.evidence_chain import Chain
-from shared.parked.groups import cause_of
-from shared.parked.model import ParkedEvent, State
+from shared.parked.groups import GroupStore, Told, cause_of
+from shared.parked.model import SHARDS, ParkedEvent, State
 from tests.fakes.http_source import Reply
 from tests.fakes.notices import HttpReceiver
+from tests.fakes.parked_bench import LossyDynamo
 from tests.fakes.stale_bench import CANARY, SECRET, StaleBench, stale_bench, stale_event, webhook, write_entities
 
 FULL = bool(os.environ.get("TIDEMARK_TEST_FULL"))
@@ -328,6 +331,35 @@ async def test_what_was_lost_from_the_archive_is_not_deleted_from_the_table(benc
     assert len(await bench.rows()) == 1
     report = await verify(bench.archive, time.time_ns() // 1_000_000)
     assert [(problem.kind, problem.key) for problem in report.problems] == [("deleted", key)]
+
+
+async def test_of_many_swaps_of_one_version_one_wins_and_a_lost_answer_is_known_again(bench: StaleBench) -> None:
+    event = stale_event(1)
+    fresh = opened("ledger#1", cause_of(event), b"facts", 5, Timing(group_wait_s=1))
+    stores = [await GroupStore.open(bench.settings, bench.resources) for _ in range(6)]
+    made = await asyncio.gather(*(store.swap(fresh) for store in stores))
+    [group] = [won for won in made if won is not None]
+    told = Told("slack", "key", "id", "200", 7, 1, "new")
+    after = replace(group, phase="told", receipts=(told,), due_ms=2_000)
+    won = await asyncio.gather(*(store.swap(after) for store in stores))
+
+    assert len([one for one in won if one is not None]) == 1
+    assert await stores[0].swap(after) is None, "computed from a version that no longer stands"
+    current = await stores[0].get("ledger#1", group.cause.id)
+    assert current == replace(after, ver=2)
+    due = [hint for number in range(SHARDS) for hint in await stores[0].due(number, 2_000)]
+    assert [(hint.owner, hint.cause_id, hint.phase, hint.ver) for hint in due] == [
+        ("ledger#1", group.cause.id, "told", 2)
+    ]
+    assert [hint for number in range(SHARDS) for hint in await stores[0].due(number, 1_999)] == []
+
+    lossy = LossyDynamo(bench.client)
+    lossy.lose = "answer"
+    hasty = GroupStore(Calls(lossy, bench.table, Lanes(1)), bench.table)
+    over = await hasty.swap(replace(current, phase="resolved"))
+    assert over is not None
+    assert over.ver == 3
+    assert await stores[0].open_groups() == [], "a resolved group waits for nothing"
 
 
 async def test_the_command_line_verifies_the_evidence(bench: StaleBench, tmp_path: Path) -> None:
