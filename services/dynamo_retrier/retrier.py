@@ -92,6 +92,8 @@ class Retrier:
                     if once and not self._busy and not self._news.is_set():  # set: a batch ended while we looked
                         break
                     await self._rest(deadline)
+            if stop.is_set:  # seen here before ``hurry`` was awake
+                deadline.nearer(self._monotonic_s() + self._pace.drain_s)
             hurry.cancel()
 
     async def _due(self) -> dict[str, list[Due]]:

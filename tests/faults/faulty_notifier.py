@@ -64,7 +64,10 @@ def with_failpoints(points: Failpoints) -> dict[str, Any]:
 
     def notifier(queue: Any, groups: Any, *rest: Any, **named: Any) -> Any:
         return made["Notifier"](
-            points.port("queue", queue, table_trouble), points.port("group_queue", groups, table_trouble), *rest, **named
+            points.port("queue", queue, table_trouble),
+            points.port("group_queue", groups, table_trouble),
+            *rest,
+            **named,
         )
 
     async def open_channels(*arguments: Any) -> Any:

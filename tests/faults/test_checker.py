@@ -22,7 +22,11 @@ def record(event_id: str, offset: int) -> Record:
 
 def evidence(event_id: str) -> Archived:
     return Archived(
-        event_id=event_id, uri=f"s3://a/{event_id}", sha256=f"sha {event_id}", raw_sha256=digest(event_id), cause_id="c1"
+        event_id=event_id,
+        uri=f"s3://a/{event_id}",
+        sha256=f"sha {event_id}",
+        raw_sha256=digest(event_id),
+        cause_id="c1",
     )
 
 

@@ -9,6 +9,7 @@ import asyncio
 import os
 import random
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -16,16 +17,16 @@ import pytest
 from deploy.local.stack import Stack
 from tests.faults.checker import faults, sheet_of
 from tests.faults.children import Child, Nursery, Service, nursery
-from tests.faults.world import NOTIFIER_LEASE_S, RETRIER_LEASE_S, FaultWorld, Parked, fault_world
+from tests.faults.world import NOTIFIER_LEASE_S, RETRIER_LEASE_S, SETTLES_S, FaultWorld, Parked, fault_world, until
 
 FULL = bool(os.environ.get("TIDEMARK_TEST_FULL"))
 KILLS = 100 if FULL else 10
 """Of retriers, and as many of notifiers."""
-EVENTS_A_KILL = 12
+EVENTS_A_KILL = 30
 FROZEN = 0.3
 LEASES_S = {"retrier": RETRIER_LEASE_S, "notifier": NOTIFIER_LEASE_S}
 SETTINGS = {
-    "TIDEMARK_PUBLISHES_PER_S_MAX": "200",  # a fifth of it a second: events are under way all the time
+    "TIDEMARK_PUBLISHES_PER_S_MAX": "40",  # a fifth of it a second: events are under way all the time
     "TIDEMARK_BATCH_ROWS_MAX": "15",
 }
 
@@ -45,6 +46,8 @@ class Crew:
 
     async def strike(self, service: Service) -> None:
         victim = self.at_work[service].pop(random.randrange(2))
+        await until(lambda: _is_at_work(victim), SETTLES_S)
+        await asyncio.sleep(random.uniform(0, 0.6))  # the moment is what is random here
         if random.random() < FROZEN:
             victim.send(signal.SIGSTOP)
             self.thaws.append(asyncio.create_task(self._wake(victim, 2 * LEASES_S[service])))
@@ -64,6 +67,10 @@ class Crew:
         await asyncio.gather(*(_stop(child) for of in self.at_work.values() for child in of))
 
 
+async def _is_at_work(child: Child) -> bool:
+    return "leases.claim" in child.said("reached") or "queue.due" in child.said("reached")
+
+
 async def _stop(child: Child) -> None:
     """Drained; or it was struck before it had come as far as to listen to signals."""
     code = await child.end(signal.SIGTERM)
@@ -78,13 +85,16 @@ async def test_killed_and_frozen_at_random_moments_both_keep_the_law(stack: Stac
         crew = Crew(world, children)
         for service in ("retrier", "retrier", "notifier", "notifier"):
             await crew.start(service)
+        began_s = time.monotonic()
         for number in range(KILLS):
-            await asyncio.sleep(random.uniform(0, 0.6))  # the moment is what is random here
             await asyncio.gather(crew.strike("retrier"), crew.strike("notifier"))
             if number % 10 == 4:
                 assert faults(await world.read()) == [], f"after {number + 1} kills"
+        print(f"{time.monotonic() - began_s:.0f} s of kills")
         await world.retried(Parked(published=parked.published), within_s=90 + 2 * KILLS)
+        print(f"published after {time.monotonic() - began_s:.0f} s")
         await world.told(Parked(stale=parked.stale), within_s=90 + 2 * KILLS)
+        print(f"archived after {time.monotonic() - began_s:.0f} s")
         await crew.stop()
 
         found = await world.read()

@@ -223,7 +223,7 @@ async def test_a_corrupt_batch_stops_its_own_partition_at_its_offset_and_no_othe
         world = World(KafkaSettings(bootstrap=bootstrap), resources)
         await world.make_topic(partitions=3)
         partitions = [Partition(world.topic, number) for number in range(3)]
-        values = [random.Random(number).randbytes(100) for number in range(30)]  # noqa: S311 - no secrets
+        values = [random.Random(number).randbytes(100) for number in range(30)]
         async with AIOKafkaProducer(**world.kafka.client_kwargs()) as producer:
             for value in values:  # each a batch of its own
                 for partition in partitions:

@@ -5,6 +5,7 @@ import os
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from hashlib import sha256
+from random import randbytes
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from shared.parked.model import KafkaPosition, ParkedEvent, State, undecodable
 from shared.parked.queries import ParkedFilter
 from shared.parked.store import ParkedSettings, ParkedStore
 from shared.parked.table import ParkedTableDiffers
+from shared.parked.transitions import Clocks
 from tests.fakes.dynamodb_proxy import (
     DynamoProxy,
     answer_lost,
@@ -281,6 +283,40 @@ async def test_an_undecodable_record_is_found_under_its_offset(bench: Bench) -> 
 
     [shown] = await store.show("cdc.payments/1/2/77")
     assert (shown.raw, shown.seen, shown.row.reason) == (event.raw, 2, Reason.UNDECODABLE)
+
+
+@pytest.mark.parametrize(
+    ("key", "headers"),
+    [
+        (randbytes(500_000), (("tm-op", b"u"),)),
+        (b"7", (("foreign", randbytes(500_000)), ("tm-op", b"u"))),
+        (b"k" * 500_000, (("null", None),)),  # which packs small: behind the body's item, not in the bucket
+    ],
+    ids=["key", "header", "packs small"],
+)
+async def test_an_undecodable_record_whose_key_or_header_no_item_has_room_for_is_parked_whole(
+    bench: Bench, key: bytes, headers: tuple[tuple[str, bytes | None], ...]
+) -> None:
+    store = await bench.store()
+    await store.ensure_bucket()
+    position = KafkaPosition("cdc.payments", 1, 2, 78, 1_760_000_000_000, key, headers)
+    event = undecodable(
+        entity="payments", position=position, value=b"\x00\x00\x00\x00\x09junk", detail="trailing bytes",
+        subject="cdc.payments-value", fingerprint=None, owner="o", at_us=AT_US,
+    )  # fmt: skip
+    await store.park([event])
+    await store.park([event])
+
+    [shown] = await store.show(event.item_id)
+    assert (shown.raw, shown.seen) == (event.raw, 2)
+    transitions = store.transitions_by(Clocks(bound_s=None))
+    row = await transitions.look(shown.row)
+    assert row is not None
+    claimed = await transitions.claim(row, "w", 60, early=True)
+    assert claimed is not None
+    assert (claimed.event.kafka, claimed.event.raw) == (position, event.raw)
+    renewed = await transitions.renew(claimed, 60)
+    assert renewed.event.kafka == position
 
 
 async def test_an_existing_table_is_verified(bench: Bench) -> None:
