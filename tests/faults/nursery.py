@@ -60,7 +60,7 @@ def _fork(order: dict[str, Any]) -> int:
         os.environ.clear()
         os.environ.update(order["env"])
         code = MAINS[order["service"]]()
-    except BaseException:  # a fork must never come back into the loop above
+    except BaseException:  # noqa: BLE001 - a fork must never come back into the loop above
         traceback.print_exc()
     finally:
         sys.stdout.flush()

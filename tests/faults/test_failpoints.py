@@ -2,8 +2,8 @@
 
 A clean run of the scenario names the points; then each round parks a few events, lets a service meet its fault, and
 starts a clean one where it died. Rounds run side by side, each in a namespace of its own, since they mostly wait for
-leases to end. CI: a death after each port's effect and between the writes of one, lost answers at each port and write (a
-few in one run), hangs where they hurt. Full: every kind at every point, one at a time.
+leases to end. CI: a death after each port's effect and between the writes of one, lost answers at each port and write
+(a few in one run), hangs where they hurt. Full: every kind at every point, one at a time.
 """
 
 import asyncio
@@ -12,9 +12,10 @@ import re
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 
@@ -172,7 +173,7 @@ async def _park(world: FaultWorld, service: Service) -> Parked:
     return await (world.park_for_retrier() if service == "retrier" else world.park_for_notifier())
 
 
-def _settled(world: FaultWorld, service: Service) -> Callable[..., object]:
+def _settled(world: FaultWorld, service: Service) -> Callable[[Parked], Coroutine[Any, Any, None]]:
     return world.retried if service == "retrier" else world.told
 
 
@@ -188,5 +189,5 @@ async def _stop(child: Child) -> list[str]:
     return [] if code == 0 else [f"SIGTERM ended it with {code}\n{child.log.read_text()[-2000:]}"]
 
 
-async def _said(child: Child, word: str) -> bool:
-    return bool(child.said(word))  # type: ignore[arg-type]
+async def _said(child: Child, word: Literal["fired", "went on"]) -> bool:
+    return bool(child.said(word))

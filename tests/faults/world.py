@@ -250,7 +250,7 @@ class FaultWorld:
 
 @asynccontextmanager
 async def fault_world(stack: Stack, folder: Path) -> AsyncIterator[FaultWorld]:
-    folder.mkdir(parents=True, exist_ok=True)
+    await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
     repair = [{"number": "/amount"}]
     async with AsyncExitStack() as resources:
         retrier = await resources.enter_async_context(retrier_world(stack, folder, repair=repair))

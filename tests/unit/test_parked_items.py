@@ -304,4 +304,7 @@ def test_a_body_without_key_and_headers_behind_it_is_said_to_have_none() -> None
 def test_a_header_without_a_value_stays_without_one() -> None:
     event = record(b"7", ("null", None), ("empty", b""), ("text", b"None"))
 
-    assert read_row(meta_item(drafted(event))).event.kafka == event.kafka
+    item = meta_item(drafted(event))
+
+    assert item["kafka"]["M"]["headers"]["L"][0]["L"] == [{"S": "null"}, {"NULL": True}]
+    assert read_row(item).event.kafka == event.kafka
