@@ -44,6 +44,8 @@ log = logs.get_logger(__name__)
 REQUEST_S = 10.0
 COMMIT_S = 5.0
 STOP_S = 5.0
+IDLE_RECHECK_S = 5.0
+"""With nothing to read the brokers are asked this often for the topics, to know whether they are there at all."""
 FAILURES_TOGETHER_MAX = 3
 """As many reads may fail in a row before partitions are read apart; a fault of the line is over by then, or is none."""
 CLEAN_ROUNDS_APART = 3
@@ -99,7 +101,7 @@ class GroupConsumer:
         self._clock = clock
         self._consumer: AIOKafkaConsumer | None = None
         self._subscribed: frozenset[str] = frozenset()
-        self._topics_due_s = 0.0
+        self._topics_due_s = self._looked_s = 0.0
         self._assigned: frozenset[Partition] = frozenset()
         self._positions: dict[Partition, int] = {}
         self._held: frozenset[Partition] = frozenset()
@@ -360,7 +362,9 @@ class GroupConsumer:
             self._consumer = await self._connect()
             self._topics_due_s = self._clock()
             self._progress_s = self._clock()
-        if self._clock() >= self._topics_due_s:
+        is_due = self._clock() >= self._topics_due_s
+        is_idle = not self._reading_now() and self._clock() >= self._looked_s + IDLE_RECHECK_S
+        if is_due or is_idle:
             await self._subscribe(self._consumer)
         if not self._subscribed:
             self._progress_s = self._clock()
@@ -398,6 +402,7 @@ class GroupConsumer:
         """New topics come and go: a missing one is waited for, not an error."""
         present = frozenset(await consumer.topics()) & self._wanted
         self.connected = True
+        self._looked_s = self._clock()
         self._topics_due_s = self._clock() + self._settings.topics_recheck_s
         if not present:
             self._topics_due_s = self._clock() + min(2.0, self._settings.topics_recheck_s)

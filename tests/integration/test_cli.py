@@ -61,6 +61,7 @@ def place(stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plac
     monkeypatch.setenv("TIDEMARK_ENTITIES_DIR", str(own.folder))
     monkeypatch.setenv("TIDEMARK_NAMESPACE", own.namespace)
     monkeypatch.setenv("TIDEMARK_RAW_BUCKET", own.raw_bucket)
+    monkeypatch.setenv("TIDEMARK_ARCHIVE_BUCKET", f"{own.namespace}-archive")
     monkeypatch.setenv("TIDEMARK_PARKED_BUCKET", f"{own.namespace}-parked")
     return own
 

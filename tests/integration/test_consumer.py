@@ -281,14 +281,15 @@ def damage(stack: Stack, broker: str, topic: str, partition: int, value: bytes) 
         file.write(bytes([value[0] ^ 1]))
 
 
-async def test_a_member_that_reads_nothing_knows_within_a_recheck_whether_kafka_is_there(stack: Stack) -> None:
+async def test_a_member_that_reads_nothing_knows_within_seconds_whether_kafka_is_there(stack: Stack) -> None:
     name = f"consumer-idle-{uuid.uuid4().hex[:6]}"
     bootstrap = stack.add_broker(name)
     async with AsyncExitStack() as resources:
         world = World(KafkaSettings(bootstrap=bootstrap), resources)
-        consumer = await world.consumer()
+        seldom = ConsumerSettings(session_timeout_s=6, fetch_wait_s=0.1, topics_recheck_s=600)
         await asyncio.to_thread(stack.start, name)
         await world.make_topic()
+        consumer = await world.consumer(seldom)
 
         async def is_ours() -> bool:
             await consumer.fetch(0.2)
