@@ -89,7 +89,7 @@ def test_a_plan_writes_nothing_bootstrap_makes_everything_and_again_finds_it_mad
     planned = verdicts(plan)
     assert planned.pop(("compatibility", "(global)")) in ("ok", "would create")
     assert set(planned.values()) == {"would create"}
-    assert len(planned) == 10
+    assert len(planned) == 11
 
     assert verdicts(run("bootstrap", "--plan")[1]).items() >= planned.items()  # so the first one wrote nothing
 
