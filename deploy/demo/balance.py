@@ -49,6 +49,7 @@ class ParkedItem(Struct, frozen=True, kw_only=True):
 class ArchivedItem(Struct, frozen=True, kw_only=True):
     event_id: str
     told: bool  # a channel has accepted a notice about its group
+    place: Place | None = None  # as a parked item's
 
 
 class Books(Struct, frozen=True, kw_only=True):
@@ -118,7 +119,8 @@ def balance(books: Books) -> Balance:
     told = {item.event_id for item in books.archived if item.told}
     accounted = raw_ids | parked.keys() | archived
     places = Counter(row.place for row in books.raw)
-    places.update(item.place for item in books.parked if item.place is not None and item.place not in places)
+    set_aside = {item.place for item in (*books.parked, *books.archived) if item.place is not None}
+    places.update(set_aside - places.keys())
     offsets = {(partition, offset) for partition, span in books.log.items() for offset in span}
     return Balance(
         entity=books.entity,

@@ -88,6 +88,13 @@ def test_an_archived_event_whose_owner_was_told_is_accounted_for() -> None:
     assert "in the raw bucket, parked or archived" in said(sheet)
 
 
+def test_the_offset_of_an_archived_record_that_nothing_could_decode_is_accounted_for() -> None:
+    item = ArchivedItem(event_id="id2", told=True, place=(0, 2))
+
+    assert balance(books(archived=[item], log={0: range(3)})).adds_up
+    assert not balance(books(log={0: range(3)})).adds_up
+
+
 def test_an_archived_event_that_is_still_parked_counts_as_parked() -> None:
     sheet = balance(books(archived=[ArchivedItem(event_id="id2", told=False)]))
 
