@@ -119,8 +119,8 @@ def balance(books: Books) -> Balance:
     told = {item.event_id for item in books.archived if item.told}
     accounted = raw_ids | parked.keys() | archived
     places = Counter(row.place for row in books.raw)
-    set_aside = {item.place for item in (*books.parked, *books.archived) if item.place is not None}
-    places.update(set_aside - places.keys())
+    set_aside = {item.place for item in books.parked} | {item.place for item in books.archived}
+    places.update(place for place in set_aside if place is not None and place not in places)
     offsets = {(partition, offset) for partition, span in books.log.items() for offset in span}
     return Balance(
         entity=books.entity,

@@ -55,6 +55,9 @@ class Options(Struct, frozen=True, kw_only=True):
 class Demo:
     """One run. Sets up, writes with an outage in the middle, drains, and compares."""
 
+    poller_env: Mapping[str, str] = {}
+    """Settings of the poller alone."""
+
     def __init__(
         self,
         options: Options,
@@ -135,7 +138,15 @@ class Demo:
             self._screen.say(f"    {line}")
         for name, module in SERVICES.items():
             port = self.stack.free_port(name)
-            self.stack.add(self._process(name, module, f"http://127.0.0.1:{port}/ready", TIDEMARK_HTTP_PORT=str(port)))
+            self.stack.add(
+                self._process(
+                    name,
+                    module,
+                    f"http://127.0.0.1:{port}/ready",
+                    TIDEMARK_HTTP_PORT=str(port),
+                    **(self.poller_env if name == "poller" else {}),
+                )
+            )
             await asyncio.to_thread(self.stack.start, name)
         self._say(f"ready: {', '.join(SERVICES)}")
 

@@ -4,6 +4,7 @@ import asyncio
 import os
 import random
 import time
+from collections.abc import Mapping
 from contextlib import AsyncExitStack
 
 from deploy.demo.books import seen_ids
@@ -14,13 +15,13 @@ from shared.kafka.records import parse_headers
 from tests.integration.topics import read_topic
 
 KILLS = 10 if os.environ.get("TIDEMARK_TEST_FULL") else 5
-LEASE_S = 2
 
 
 class KilledDemo(Demo):
     """The demo, with its services killed at random moments under load, and its books opened after each kill."""
 
     checks = 0
+    poller_env: Mapping[str, str] = {"TIDEMARK_LEASE_S": "2"}
     stale_after_s = 7 * 86_400.0
 
     async def trouble(self) -> None:
@@ -53,8 +54,7 @@ async def test_the_balance_adds_up_over_kills_and_a_broker_outage() -> None:
     )
     screen = Screen(plain=True)
     with Stack(options.name, report=screen.say) as stack:
-        places = {"TIDEMARK_LEASE_S": str(LEASE_S)}
-        demo = KilledDemo(options, stack, screen, time.monotonic(), places=places)
+        demo = KilledDemo(options, stack, screen, time.monotonic())
 
         assert await demo.run() == 0
 
