@@ -138,15 +138,9 @@ class Demo:
             self._screen.say(f"    {line}")
         for name, module in SERVICES.items():
             port = self.stack.free_port(name)
-            self.stack.add(
-                self._process(
-                    name,
-                    module,
-                    f"http://127.0.0.1:{port}/ready",
-                    TIDEMARK_HTTP_PORT=str(port),
-                    **(self.poller_env if name == "poller" else {}),
-                )
-            )
+            more = self.poller_env if name == "poller" else {}
+            ready = f"http://127.0.0.1:{port}/ready"
+            self.stack.add(self._process(name, module, ready, TIDEMARK_HTTP_PORT=str(port), **more))
             await asyncio.to_thread(self.stack.start, name)
         self._say(f"ready: {', '.join(SERVICES)}")
 
