@@ -113,14 +113,18 @@ class Reading:
         self._due_s: dict[Lane, float] = {}
         self._last_lane: Lane | None = None
         self._exclusive: bool | None = None
+        self._is_untold = False  # the source sends no ``Date``
+        self._cap_ended_s: float | None = None  # monotonic: its last run's end, or our beginning
 
     def next_request(self, monotonic_s: float) -> Request | Wait:
         """What to ask now, or when to come again. Tail and lookbacks take turns, so that neither starves the other."""
         due = [
-            lane for lane in self._lanes() if lane in self._runs or self._due_s.get(lane, monotonic_s) <= monotonic_s
+            lane
+            for lane in self._lanes(monotonic_s)
+            if lane in self._runs or self._due_s.get(lane, monotonic_s) <= monotonic_s
         ]
         if not due:
-            return Wait(min(self._due_s[lane] for lane in self._lanes()))
+            return Wait(min(self._due_s[lane] for lane in self._lanes(monotonic_s)))
         lane = due[1] if len(due) > 1 and due[0] == self._last_lane == "tail" else due[0]
         run = self._runs.get(lane) or self._begun(lane)
         return Request(lane=lane, since_us=run.since_us, limit=run.limit, asked_s=monotonic_s, run=run)
@@ -183,6 +187,9 @@ class Reading:
             self._seen.trust_all()
         self._last_lane = lane
         self._exclusive = page.run.exclusive
+        self._is_untold = page.clock_skew_us is None
+        if self._cap_ended_s is None or (lane == "cap" and page.run_ended):
+            self._cap_ended_s = page.request.asked_s
         if not page.run_ended:
             self._runs[lane] = page.run
             return
@@ -191,15 +198,21 @@ class Reading:
         period_s = self._limits.poll_interval_s if lane == "tail" else self._limits.lookback_period_s
         self._due_s[lane] = page.request.asked_s + period_s
 
-    def _lanes(self) -> list[Lane]:
+    def _lanes(self, monotonic_s: float) -> list[Lane]:
         """What there is to read, the most urgent first."""
         state = self.state
         lanes: list[Lane] = ["tail"]
         if not state.catching_up or state.republish_before_us is not None:
             lanes.append("lookback")
-        if marks.cap_is_due(state, self._limits):
+        if marks.cap_is_due(state, self._limits) or "cap" in self._runs or self._cap_is_due_by_time(monotonic_s):
             lanes.append("cap")
         return lanes
+
+    def _cap_is_due_by_time(self, monotonic_s: float) -> bool:
+        """Without the source's clock a quiet entity's cursor stands, and by it no cap lookback would ever be due."""
+        if not self._is_untold or self._cap_ended_s is None or self.state.catching_up:
+            return False
+        return monotonic_s - self._cap_ended_s >= self._limits.cap_period_us / 1_000_000
 
     def _begun(self, lane: Lane) -> Run:
         """A new run, one granule below what is to be read: an exclusive source leaves out the tick it is asked for."""
