@@ -7,6 +7,8 @@ import time
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 
+import pytest
+
 from deploy.demo.books import seen_ids
 from deploy.demo.demo import Demo, Options
 from deploy.demo.progress import Screen
@@ -48,6 +50,7 @@ class KilledDemo(Demo):
                 self.checks += len(settled)
 
 
+@pytest.mark.timeout(900)
 async def test_the_balance_adds_up_over_kills_and_a_broker_outage() -> None:
     options = Options(
         seconds=KILLS * 9, writers=4, rate=60, manner="both", plain=True, keep=False, name=f"kills-{os.getpid()}"
