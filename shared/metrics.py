@@ -54,7 +54,6 @@ WOKEN = _counter("parked_woken", "Held events that a new contract accepts, made 
 SHOWN = _counter("shown", "Rows that the source showed, repetitions included.", "entity")
 PUBLISHED = _counter("published", "Changes that Kafka acknowledged.", "entity")
 PARKED = _counter("park", "Changes parked durably, by the reason.", "entity", "reason")
-PARKED_AGAIN = _counter("park_duplicate", "Changes that were parked already.", "entity")
 REPETITIONS = _counter("repetitions", "Rows dropped because they were seen before.", "entity")
 BELOW_FLOOR = _counter("below_floor", "Rows dated below the floor of the seen entries, not published.", "entity")
 PAGES = _counter("pages", "Pages asked for.", "entity", "lane", "outcome")
@@ -69,7 +68,6 @@ LEASE_HELD = _gauge("lease_held", "1 while this process owns the entity.", "enti
 LEASE_LOST = _counter("lease_lost", "Leases that another process took over (fenced).", "entity")
 ENTITY_WAITS = _gauge("entity_waits", "1 while schema or cursor can't be had; the log says why.", "entity")
 PAUSED = _gauge("paused", "1 while the entity is paused; an operator or a new schema version resumes it.", "entity")
-SEEN_BYTES = _gauge("seen_bytes", "Memory held for entries of rows already seen.", "entity")
 
 # Kafka's publisher
 BREAKER_OPEN = _gauge("breaker_state", "1 while the topic's breaker is open, else 0.", "target")
@@ -134,7 +132,7 @@ def started(service: str) -> None:
 def expect_entities(names: Iterable[str]) -> None:
     """Make the poller's series of these entities, at zero. The reasons are all that a poller may park for."""
     for entity in names:
-        for metric in (SHOWN, PUBLISHED, PARKED_AGAIN, REPETITIONS, BELOW_FLOOR, LEASE_LOST):
+        for metric in (SHOWN, PUBLISHED, REPETITIONS, BELOW_FLOOR, LEASE_LOST):
             metric.labels(entity)
         LATENESS_S.labels(entity)
         for gauge in (LEASE_HELD, PAUSED, ENTITY_WAITS):
