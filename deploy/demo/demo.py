@@ -21,6 +21,7 @@ from deploy.demo.books import Stores, StoreSettings, read_books
 from deploy.demo.drain import NotDrained, drained
 from deploy.demo.progress import Screen, entity_progress, fetch, lines
 from deploy.demo.receiver import Receiver
+from deploy.local.environment import environment
 from deploy.local.processes import Process
 from deploy.local.ready import http_answers
 from deploy.local.stack import Stack
@@ -201,10 +202,9 @@ class Demo:
         self._say("Kafka is back")
 
     async def open_stores(self, resources: AsyncExitStack) -> Stores:
-        # Clients of AWS read their own environment.
-        os.environ.update({name: value for name, value in self._settings.items() if name.startswith("AWS_")})
         settings = load_config(StoreSettings, self._settings)
-        return await Stores.open(settings, self._bank["BANK_DSN"], self.entities.namespace, resources)
+        with environment({name: value for name, value in self._settings.items() if name.startswith("AWS_")}):
+            return await Stores.open(settings, self._bank["BANK_DSN"], self.entities.namespace, resources)
 
     def _end_services(self) -> bool:
         """The services drain and end, the sink last. True: all with exit code 0."""
