@@ -139,7 +139,7 @@ def localstack(folder: Path, at: Installed, port: int) -> Process:
 
 def dynamodb_local(folder: Path, at: Installed, port: int) -> Process:
     jars = at.dynamodb_jars
-    # A whole test run fills more than 256 MB. A full heap ends its listener, not the process: then nobody would see why.
+    # A whole test run leaves 250 MB in it; a full heap is a death that is seen, not a server that no longer answers.
     memory = ("-Xmx1g", "-XX:+UseSerialGC", "-XX:+ExitOnOutOfMemoryError")
     options = (*memory, "-XX:TieredStopAtLevel=1", f"-Djava.library.path={jars}")
     main = ("LoopbackDynamoDB", "-inMemory", "-sharedDb", "-port", str(port))
