@@ -1,7 +1,8 @@
-"""Everything that the project downloads and builds without root: two environments, the servers' archives, templates.
+"""Everything that the project downloads and builds without root: environments, the servers' archives, templates.
 
 All of it lies in the cache (``places.cache_home``). Each part has a folder named after what it is made from and is
 complete once its marker is there: an interrupted install goes on where it stopped, and two at once wait for each other.
+Spark is a part that only those get who ask for it.
 """
 
 import fcntl
@@ -13,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,8 +23,8 @@ from deploy.local import jars, kafka, preflight
 from deploy.local.leash import leashed
 from deploy.local.places import CHECKOUT, HERE, Installed, cache_home, own_folder
 
-_DOWNLOAD_MB, _UNPACKED_MB = 680, 1150
-"""Of all of it, roughly: for the progress line."""
+_SERVERS_MB, _SPARK_MB = (730, 1300), (550, 2650)
+"""To download and unpacked, roughly: for the progress line."""
 _MARKER = ".complete"
 _VENV_PYTHON = Path("bin/python")
 _LOCALSTACK_INDEX = Path("localstack-index")
@@ -34,11 +35,11 @@ class InstallFailed(Exception):
     """The message says what failed and where its output is."""
 
 
-def install(report: Callable[[str], None] = print) -> Installed:
+def install(report: Callable[[str], None] = print, *, spark: bool = False) -> Installed:
     """Bring everything in place and say where it is; at once when it's there already. Raises ``InstallFailed``,
     ``preflight.NotReady``."""
     cache = cache_home()
-    parts = _Parts(cache)
+    parts = _Parts(cache, spark)
     if not parts.complete():
         preflight.check()
         cache.mkdir(parents=True, exist_ok=True)
@@ -51,21 +52,26 @@ def install(report: Callable[[str], None] = print) -> Installed:
 class _Parts:
     """The folder of each part, named after all that decides its content."""
 
-    def __init__(self, cache: Path) -> None:
+    def __init__(self, cache: Path, wants_spark: bool = False) -> None:
         interpreter = f"{_interpreter()} {platform.python_version()} {platform.machine()}"
         java = shutil.which(preflight.tool("java")) or "java"
         product_lock, servers_lock = CHECKOUT / "requirements.lock", HERE / "requirements.lock"
-        archives = [jars.SUMS, HERE / "java" / "LoopbackDynamoDB.java", *sorted(jars.POMS.iterdir())]
+        sources = [HERE / "java" / "LoopbackDynamoDB.java"]
+        log_store = [jars.LOG_STORE / "pom.xml", *sorted((jars.LOG_STORE / "src" / "main").rglob("*.java"))]
         self.cache = cache
+        self.wants_spark = wants_spark
         self.java = Path(java)
         self.boot = cache / f"boot-{_digest(interpreter, HERE / 'boot.lock')}"
         self.product = cache / f"product-{_digest(interpreter, product_lock)}"
         self.servers = cache / f"servers-{_digest(interpreter, servers_lock)}"
-        self.jars = cache / f"jars-{_digest(os.path.realpath(java), *archives)}"
+        self.jars = cache / f"jars-{_digest(os.path.realpath(java), *_archives(jars.SERVERS), *sources)}"
         self.postgres = _postgres_home(cache) / f"postgres-{_digest(interpreter, servers_lock)}"
+        self.spark = cache / f"spark-{_digest(interpreter, CHECKOUT / 'requirements-spark.lock')}"
+        self.spark_jars = cache / f"spark-jars-{_digest(os.path.realpath(java), *_archives(jars.SPARK), *log_store)}"
 
     def all(self) -> tuple[Path, ...]:
-        return self.boot, self.product, self.servers, self.jars, self.postgres
+        servers = (self.boot, self.product, self.servers, self.jars, self.postgres)
+        return (*servers, self.spark, self.spark_jars) if self.wants_spark else servers
 
     def complete(self) -> bool:
         return all((part / _MARKER).exists() for part in self.all())
@@ -74,6 +80,8 @@ class _Parts:
         packages = _site_packages(self.servers)
         return Installed(
             product_python=self.product / _VENV_PYTHON,
+            spark_python=self.spark / _VENV_PYTHON,
+            spark_jars=self.spark_jars / "spark",
             servers_python=self.servers / _VENV_PYTHON,
             localstack_index=self.servers / _LOCALSTACK_INDEX,
             java=self.java,
@@ -90,6 +98,13 @@ class _Parts:
 def _interpreter() -> str:
     """The one behind whichever environment runs this: the demo and the tests call us from the product's."""
     return os.path.realpath(sys.executable)
+
+
+def _archives(groups: Sequence[str]) -> Iterator[str | Path]:
+    """What decides these groups' content."""
+    for group in groups:
+        yield jars.POMS / f"{group}.xml"
+    yield str(jars.committed(groups))
 
 
 def _digest(*inputs: str | Path) -> str:
@@ -122,11 +137,12 @@ def _lock(path: Path, report: Callable[[str], None]) -> Iterator[None]:
 
 def _install_parts(parts: _Parts, report: Callable[[str], None]) -> None:
     started = time.monotonic()
-    report(f"installing into {parts.cache} (once; about {_DOWNLOAD_MB} MB to download)")
+    downloads_mb, unpacked_mb = map(sum, zip(_SERVERS_MB, *[_SPARK_MB] * parts.wants_spark, strict=True))
+    report(f"installing into {parts.cache} (once; about {downloads_mb} MB to download)")
     log = parts.cache / "install.log"
     log.write_text("")
     try:
-        with _progress(parts.cache, report), ThreadPoolExecutor(2) as pool:
+        with _progress(parts.cache, unpacked_mb, report), ThreadPoolExecutor(2) as pool:
             # Two sources at once: packages by uv, archives by Maven.
             for running in [pool.submit(_install_python, parts, log), pool.submit(_install_java, parts, log)]:
                 running.result()
@@ -161,7 +177,10 @@ def _install_python(parts: _Parts, log: Path) -> None:
             pip = (str(parts.boot / _VENV_PYTHON), "-m", "pip", "install", "-q", "--require-hashes")
             _run(log, *pip, "-r", str(HERE / "boot.lock"))
     uv = Uv(parts.cache, parts.boot / "bin")
-    for venv, lock in ((parts.product, CHECKOUT / "requirements.lock"), (parts.servers, HERE / "requirements.lock")):
+    environments = [(parts.product, CHECKOUT / "requirements.lock"), (parts.servers, HERE / "requirements.lock")]
+    if parts.wants_spark:
+        environments.append((parts.spark, CHECKOUT / "requirements-spark.lock"))
+    for venv, lock in environments:
         with _building(venv) as wanted:
             if wanted:
                 _run(log, _interpreter(), "-m", "venv", "--without-pip", str(venv))
@@ -198,10 +217,20 @@ def _install_postgres(parts: _Parts) -> None:
 def _install_java(parts: _Parts, log: Path) -> None:
     with _building(parts.jars) as wanted:
         if wanted:
-            jars.fetch(parts.cache / "m2", parts.jars, log)
+            jars.fetch(parts.cache / "m2", parts.jars, jars.SERVERS, log)
             jars.unpack(next((parts.jars / "registry").glob("*.tar.gz")), parts.jars / "registry")
             jars.compile_launcher(parts.jars / "dynamodb", parts.jars / "dynamodb-classes")
             kafka.format_template(parts.java, parts.jars / "kafka", parts.jars / "kafka-template")
+    if parts.wants_spark:
+        _install_spark_jars(parts, log)
+
+
+def _install_spark_jars(parts: _Parts, log: Path) -> None:
+    with _building(parts.spark_jars) as wanted:
+        if wanted:
+            jars.fetch(parts.cache / "m2", parts.spark_jars, jars.SPARK, log)
+            archive = jars.build_log_store(parts.cache / "m2", parts.spark_jars / "log-store", log)
+            archive.rename(parts.spark_jars / "spark" / archive.name)
 
 
 def boot_binaries() -> Path:
@@ -243,7 +272,7 @@ def _run(log: Path, *command: str, env: dict[str, str] | None = None, cwd: Path 
 
 
 @contextmanager
-def _progress(cache: Path, report: Callable[[str], None]) -> Iterator[None]:
+def _progress(cache: Path, unpacked_mb: int, report: Callable[[str], None]) -> Iterator[None]:
     """Say every few seconds how much has arrived: neither tool tells when its output is a file."""
     ended = threading.Event()
 
@@ -252,7 +281,7 @@ def _progress(cache: Path, report: Callable[[str], None]) -> Iterator[None]:
         while not ended.wait(3):
             arrived = sum(_megabytes(cache / folder) for folder in ("m2", "uv"))
             if arrived != said:
-                report(f"  {arrived:>4} of about {_UNPACKED_MB} MB unpacked")
+                report(f"  {arrived:>4} of about {unpacked_mb} MB unpacked")
             said = arrived
 
     watcher = threading.Thread(target=watch, name="install-progress", daemon=True)

@@ -8,39 +8,58 @@ import os
 import shutil
 import subprocess
 import tarfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from deploy.local import preflight
 from deploy.local.leash import leashed
-from deploy.local.places import HERE, cache_home
+from deploy.local.places import CHECKOUT, HERE, cache_home
 
 POMS = HERE / "jars"
 SUMS = HERE / "jars.sha256"
 _COPY = "org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy-dependencies"
-GROUPS = ("kafka", "dynamodb", "registry")
+SERVERS, SPARK = ("kafka", "dynamodb", "registry"), ("spark",)
+LOG_STORE = CHECKOUT / "services" / "delta_loader" / "log_store"
 
 
 class Refused(Exception):
     """What arrived isn't what was committed."""
 
 
-def fetch(repository: Path, folder: Path, log: Path) -> None:
+def fetch(repository: Path, folder: Path, groups: Sequence[str], log: Path) -> None:
     """Fill ``folder/<group>`` with each group's archives. Raises ``CalledProcessError``, ``Refused``."""
-    for group in GROUPS:
+    for group in groups:
         project = folder / f"{group}.pom"
         project.mkdir(parents=True, exist_ok=True)
         shutil.copy(POMS / f"{group}.xml", project / "pom.xml")
-        command = ["mvn", "-B", "-ntp", f"-Dmaven.repo.local={repository}", "-f", str(project / "pom.xml"), _COPY]
-        command += ["-DincludeScope=runtime", f"-DoutputDirectory={folder / group}"]
-        with log.open("a") as output:
-            subprocess.run(leashed(*command), check=True, stdout=output, stderr=subprocess.STDOUT, cwd=project)
+        maven(repository, project, log, _COPY, "-DincludeScope=runtime", f"-DoutputDirectory={folder / group}")
         shutil.rmtree(project)
-    compare(sums(folder), committed())
+    compare(sums(folder, groups), committed(groups))
 
 
-def sums(folder: Path) -> dict[str, str]:
-    """sha256 of every file under ``folder``, by its path there."""
-    files = sorted(file for group in GROUPS for file in (folder / group).rglob("*") if file.is_file())
+def maven(repository: Path, project: Path, log: Path, *arguments: str) -> None:
+    """Raises ``CalledProcessError``."""
+    command = ("mvn", "-B", "-ntp", f"-Dmaven.repo.local={repository}", "-f", str(project / "pom.xml"), *arguments)
+    with log.open("a") as output:
+        subprocess.run(leashed(*command), check=True, stdout=output, stderr=subprocess.STDOUT, cwd=project)
+
+
+def build_log_store(repository: Path, project: Path, log: Path) -> Path:
+    """Our own archive, made in ``project``, a folder to be; its path. Raises ``CalledProcessError``."""
+    copy_log_store(project)
+    # Not `package`, which would first fetch all that its tests need.
+    maven(repository, project, log, "compile", "jar:jar")
+    return next((project / "target").glob("tidemark-delta-log-store-*.jar"))
+
+
+def copy_log_store(project: Path) -> None:
+    """Its module: Maven writes beside the sources."""
+    shutil.copytree(LOG_STORE, project, ignore=shutil.ignore_patterns("target"))
+
+
+def sums(folder: Path, groups: Sequence[str]) -> dict[str, str]:
+    """sha256 of every file of these groups under ``folder``, by its path there."""
+    files = sorted(file for group in groups for file in (folder / group).rglob("*") if file.is_file())
     found = {}
     for file in files:
         with file.open("rb") as content:
@@ -48,9 +67,9 @@ def sums(folder: Path) -> dict[str, str]:
     return found
 
 
-def committed() -> dict[str, str]:
+def committed(groups: Sequence[str]) -> dict[str, str]:
     lines = [line.split() for line in SUMS.read_text().splitlines()]
-    return {name: digest for digest, name in lines}
+    return {name: digest for digest, name in lines if name.split("/")[0] in groups}
 
 
 def compare(found: dict[str, str], expected: dict[str, str]) -> None:
@@ -83,11 +102,12 @@ def main() -> None:
     """For whoever changes a version: fetch into a folder of its own and write the sums of what came."""
     folder = cache_home() / "jars.sums"
     shutil.rmtree(folder, ignore_errors=True)
+    groups = (*SERVERS, *SPARK)
     try:
-        fetch(cache_home() / "m2", folder, Path(os.devnull))
+        fetch(cache_home() / "m2", folder, groups, Path(os.devnull))
     except Refused as refused:
         print(f"differs from the committed list: {refused}")
-    SUMS.write_text("".join(f"{digest}  {name}\n" for name, digest in sums(folder).items()))
+    SUMS.write_text("".join(f"{digest}  {name}\n" for name, digest in sums(folder, groups).items()))
     shutil.rmtree(folder)
 
 

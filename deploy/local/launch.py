@@ -1,4 +1,7 @@
-"""Install what's missing, then become ``python -m MODULE …`` of the product's environment."""
+"""Install what's missing, then become ``python -m MODULE …`` of the product's environment.
+
+``--spark MODULE …``: of the one that has Spark too.
+"""
 
 import os
 import sys
@@ -8,12 +11,14 @@ from deploy.local.install import InstallFailed, install
 
 
 def main() -> None:
-    module, *arguments = sys.argv[1:]
+    spark = sys.argv[1] == "--spark"
+    module, *arguments = sys.argv[2 if spark else 1 :]
     try:
-        python = str(install(lambda line: print(line, file=sys.stderr, flush=True)).product_python)
+        installed = install(lambda line: print(line, file=sys.stderr, flush=True), spark=spark)
     except (InstallFailed, preflight.NotReady) as error:
         print(error, file=sys.stderr)
         sys.exit(3)
+    python = str(installed.spark_python if spark else installed.product_python)
     os.execv(python, [python, "-m", module, *arguments])
 
 

@@ -36,6 +36,11 @@ class Installed:
     """What ``install`` leaves behind, complete and compared with the committed sums."""
 
     product_python: Path
+    """Every extra but the loader's, and what the tests need."""
+    spark_python: Path
+    """Every extra. This and the next are there only after ``install(spark=True)``."""
+    spark_jars: Path
+    """A folder: Delta, S3A and our log store, which ``spark.jars`` is to name."""
     servers_python: Path
     localstack_index: Path
     java: Path

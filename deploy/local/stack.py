@@ -30,7 +30,10 @@ __all__ = ["Process", "Stack", "StackFailed"]
 
 _STARTS_AT_ONCE = max(3, os.cpu_count() or 1)
 """Java servers slow each other down on few cores."""
-_FOREIGN_PREFIXES = ("AWS_", "TIDEMARK_", "KAFKA_", "QUARKUS_", "APICURIO_", "PG", "LOCALSTACK_")
+_FOREIGN_PREFIXES = (
+    *("AWS_", "TIDEMARK_", "KAFKA_", "QUARKUS_", "APICURIO_", "PG", "LOCALSTACK_"),
+    *("SPARK_", "PYSPARK_", "HADOOP_"),
+)
 """Settings of the user's own shell that must not reach the stack's processes."""
 
 
@@ -144,6 +147,10 @@ class Stack:
             "TIDEMARK_PARKED_BUCKET": "tidemark-parked",
             "TIDEMARK_PARKED_TABLE": "tidemark_parked",
             "TIDEMARK_HTTP_HOST": "127.0.0.1",
+            # Places: what they name is there once Spark has been asked for.
+            "TIDEMARK_SPARK_JARS": str(self._installed.spark_jars),
+            "PYSPARK_PYTHON": str(self._installed.spark_python),
+            "SPARK_LOCAL_IP": "127.0.0.1",
             "AWS_ENDPOINT_URL": f"http://{at['localstack']}",
             "AWS_ENDPOINT_URL_DYNAMODB": f"http://{at['dynamodb']}",
             "AWS_ACCESS_KEY_ID": "test",
@@ -162,6 +169,11 @@ class Stack:
     def product_python(self) -> Path:
         """The interpreter with the product's locked dependencies."""
         return self._installed.product_python
+
+    @property
+    def spark_python(self) -> Path:
+        """The interpreter that has Spark too; there after ``install(spark=True)``."""
+        return self._installed.spark_python
 
     @property
     def _installed(self) -> Installed:

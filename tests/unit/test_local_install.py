@@ -52,9 +52,29 @@ def test_what_differs_from_the_committed_sums_is_refused_by_name() -> None:
 
 
 def test_equal_sums_pass() -> None:
-    assert jars.committed()
+    committed = jars.committed((*jars.SERVERS, *jars.SPARK))
+    assert committed
 
-    jars.compare(jars.committed(), jars.committed())
+    jars.compare(committed, dict(committed))
+
+
+def test_whoever_does_not_ask_for_spark_does_not_get_it(tmp_path: Path) -> None:
+    light, all_of_it = install._Parts(tmp_path), install._Parts(tmp_path, wants_spark=True)
+
+    assert set(all_of_it.all()) - set(light.all()) == {all_of_it.spark, all_of_it.spark_jars}
+    assert all(name.split("/")[0] in jars.SERVERS for name in jars.committed(jars.SERVERS))
+    assert "pyspark" not in (places.CHECKOUT / "requirements.lock").read_text()
+    # Otherwise where they are could not be told before they are there.
+    assert light.installed() == all_of_it.installed()
+
+
+def test_a_change_of_sparks_archives_leaves_the_servers_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = install._Parts(tmp_path, wants_spark=True)
+    (tmp_path / "sums").write_text(jars.SUMS.read_text().replace("spark/delta-storage-", "spark/delta-store-"))
+    monkeypatch.setattr(jars, "SUMS", tmp_path / "sums")
+    after = install._Parts(tmp_path, wants_spark=True)
+
+    assert set(before.all()) ^ set(after.all()) == {before.spark_jars, after.spark_jars}
 
 
 def test_an_interrupted_part_is_made_anew_and_a_complete_one_kept(tmp_path: Path) -> None:
@@ -92,7 +112,7 @@ def test_nothing_is_cached_in_the_checkout(monkeypatch: pytest.MonkeyPatch, tmp_
 
 
 def test_locks_name_no_index_and_hash_everything() -> None:
-    for lock in (places.CHECKOUT / "requirements.lock", *places.HERE.glob("*.lock")):
+    for lock in (*places.CHECKOUT.glob("*.lock"), *places.HERE.glob("*.lock")):
         text = lock.read_text()
 
         assert "://" not in text.replace("# via", "")
