@@ -176,7 +176,10 @@ def _in_words(info: inspect.Type) -> str:
         case inspect.BoolType():
             return "true or false"
         case inspect.StrType(pattern=pattern, min_length=shortest):
-            return f"text that matches {pattern}" if pattern else "text that is not empty" if shortest else "text"
+            if pattern:
+                return f"text that matches {pattern}"
+            at_least = f"text of at least {shortest} characters"
+            return at_least if (shortest or 0) > 1 else "text that is not empty" if shortest else "text"
         case inspect.ListType() | inspect.VarTupleType():
             return f"a list of {_in_words(info.item_type)}"
         case inspect.SetType() | inspect.FrozenSetType():

@@ -36,6 +36,7 @@ ENTITY_PATTERN = re.compile(r"[a-z][a-z0-9_-]{0,99}")
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 TOPIC_LENGTH_MAX = 249
 SCHEMA_CHARACTERS_MAX = 1_000_000
+TRANSFORM_CHARACTERS_MAX = 100_000
 PAGE_ROWS_MAX = 10_000
 LATENESS_CAP_S = 3_600.0
 
@@ -139,6 +140,17 @@ class PauseRules(Struct, frozen=True, kw_only=True):
     in_a_row_max: int = 200
 
 
+class DeltaRules(Struct, frozen=True, kw_only=True):
+    """How an entity's rows become its Delta table."""
+
+    transform: str | None = None
+    """SQL over one view named ``events``: ``SELECT *, upper(iban) AS iban FROM events``. The loader judges it."""
+    history: bool = False
+    """Keep all events with their intervals in ``<entity>_history`` as well."""
+    properties: dict[str, str] = {}
+    """Table properties, set when the table is made."""
+
+
 class Entity(Struct, frozen=True, kw_only=True):
     """One stream of changes and everything that is particular to it. Names are complete: namespace included."""
 
@@ -176,6 +188,7 @@ class Entity(Struct, frozen=True, kw_only=True):
     pause: PauseRules = PauseRules()
     repairs: tuple[RepairRule, ...] = ()
     """What may be changed in an event that the contract refuses, before it is tried again."""
+    delta: DeltaRules = DeltaRules()
 
     def start_at_us(self, now_us: int) -> int:
         """Where a cursor made now begins, in microseconds since 1970 UTC."""
@@ -282,6 +295,12 @@ class _PauseForm(Struct, kw_only=True):
     in_a_row_max: Annotated[int, Meta(ge=1)] | None = None
 
 
+class _DeltaForm(Struct, kw_only=True):
+    transform: Name | None = None
+    history: bool | None = None
+    properties: dict[Annotated[str, Meta(pattern=r"^[A-Za-z][A-Za-z0-9._-]{0,199}$")], str] | None = None
+
+
 class _EntityForm(Struct, kw_only=True):
     source: Name
     key: Field | Annotated[list[Field], Meta(min_length=1, max_length=16)]
@@ -313,6 +332,7 @@ class _EntityForm(Struct, kw_only=True):
     depth_max: Annotated[int, Meta(ge=1, le=128)] | None = None
     pause: _PauseForm | None = None
     repair: Annotated[list[Any], Meta(max_length=RULES_MAX)] | None = None
+    delta: _DeltaForm | None = None
 
 
 _PASSED_ON = (
@@ -485,6 +505,7 @@ class _Folder:
         rules = self._rules(name, form, node)
         file, text = self._schema(form.schema, rules, node)
         repairs = () if form.repair is None else read_repairs(node.find("repair"), rules, self._problems)
+        delta = DeltaRules() if form.delta is None else self._delta(form.delta, node.find("delta"))
         self._check_times(form, node)
         self._check_paging(form, source, node)
         if len(self._problems) > before or source is None or owner is None:
@@ -503,6 +524,7 @@ class _Folder:
             register=form.schema.register,
             pause=_with(PauseRules(), form.pause),
             repairs=repairs,
+            delta=delta,
             **{"source_entity": name} | _written(form, _PASSED_ON),
         )
 
@@ -567,6 +589,16 @@ class _Folder:
         else:
             self._check_fields(rules, fields, file, node)
         return file, text
+
+    def _delta(self, form: _DeltaForm, node: Located) -> DeltaRules:
+        written = _written(form, ("history", "properties"))
+        if form.transform is not None:
+            where = node.find("transform")
+            try:
+                written["transform"] = read_transform(where.file.parent / form.transform)
+            except ValueError as error:
+                self._problems.add(where, f"transform: {error}")
+        return DeltaRules(**written)
 
     def _check_fields(self, rules: EventRules, fields: Mapping[str, bool], file: Path, node: Located) -> None:
         """Each named field stands in the schema: else every event would be refused, or the key would be lost."""
@@ -640,6 +672,20 @@ def read_schema(file: Path) -> str:
         raise ValueError(f"{file}:{error.lineno} is no JSON ({error.msg})") from None
     except RecursionError:
         raise ValueError(f"{file} is nested too deeply") from None
+    return text
+
+
+def read_transform(file: Path) -> str:
+    """The SQL of a file. Raises ``ValueError`` in words. Whether it is a transform is for the loader to judge."""
+    try:
+        with open(file, encoding="utf-8") as stream:
+            text = stream.read(TRANSFORM_CHARACTERS_MAX + 1)
+    except OSError as error:
+        raise ValueError(f"can't read {file} ({reason(error)}); paths are relative to the yaml file") from None
+    except UnicodeDecodeError:
+        raise ValueError(f"{file} is not UTF-8") from None
+    if not text.strip() or len(text) > TRANSFORM_CHARACTERS_MAX:
+        raise ValueError(f"{file}: expected SQL of 1 to {TRANSFORM_CHARACTERS_MAX} characters, got {len(text)}")
     return text
 
 

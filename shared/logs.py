@@ -150,6 +150,7 @@ def _library_line(_logger: WrappedLogger, _method: str, line: EventDict) -> Even
 
 def _route_libraries(level: str, stream: TextIO, shared: list[Processor], ending: list[Processor]) -> None:
     handler = logging.StreamHandler(stream)
+    handler.setLevel(level.upper())  # a logger's own filter may have lowered a line's level
     remove = structlog.stdlib.ProcessorFormatter.remove_processors_meta
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(foreign_pre_chain=[*shared, _library_line], processors=[remove, *ending])

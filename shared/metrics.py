@@ -23,6 +23,8 @@ SOURCE_ERRORS = ("source_unavailable", "source_rate_limited", "source_auth", "so
 CUTS = ("bytes", "records", "clock", "revoked", "stop")
 REBUILD_CAUSES = ("deadline", "fatal")
 RETRY_OUTCOMES = ("published", "again", "hold", "stale", "given_back", "lease_lost", "failed")
+LAKE_REASONS = ("corrupt", "no_key", "no_order")
+LAKE_WAIT_CAUSES = ("raw", "schema", "breaking", "transform", "store", "spark")
 NOTICE_OUTCOMES = ("accepted", "unavailable", "refused")
 EVIDENCE_OUTCOMES = ("written", "unavailable", "refused")
 
@@ -119,6 +121,28 @@ STALE_DELETED = _counter("stale_deleted", "Stale events that left the table for 
 NOTIFIER_LEASE_LOST = _counter("notifier_lease_lost", "Stale events that were taken from us, or woken, meanwhile.")
 NOTIFIER_WAITS = _counter("notifier_waits", "Turns that an edge refused, and after which a lane waited.", "why")
 
+# The loader
+LAKE_ROWS = _counter("lake_rows", "Raw rows that a commit took in, superseded ones included.", "entity")
+LAKE_QUARANTINED = _counter("lake_quarantined", "Raw rows that can't be merged, by the reason.", "entity", "reason")
+LAKE_COMMITS = _counter("lake_commits", "Commits that merged raw rows.", "entity")
+LAKE_CONFLICTS = _counter("lake_conflicts", "Attempts that another writer's commit came before.", "entity")
+LAKE_BATCH_S = _histogram(
+    "lake_batch_seconds", "Time from looking for raw objects to their commit.", (*_SECONDS, 60, 120, 300), "entity"
+)
+LAKE_LAST_COMMIT = _gauge("lake_last_commit_timestamp_seconds", "When raw rows were last merged.", "entity")
+LAKE_POSITION = _gauge(
+    "lake_position", "The first offset that is not merged.", "entity", "topic", "generation", "partition"
+)
+LAKE_WAITS = _gauge("lake_waits", "1 while the entity is not merged on; the log says why.", "entity", "why")
+
+# The audit (`tidemark audit --watch`)
+AUDIT_COMPLETE = _gauge("audit_complete", "1 when the entity's last audit found nothing missing, else 0.", "entity")
+AUDIT_ENDED = _gauge("audit_ended_timestamp_seconds", "When the entity's last audit ended.", "entity")
+AUDIT_FINDINGS = _gauge("audit_findings", "What the entity's last audit found, by kind.", "entity", "why")
+AUDIT_EVENTS = _gauge("audit_events", "Distinct events of the last audit, by where they are.", "entity", "state")
+AUDIT_FAILED = _counter("audit_failed", "Audits that a server's failure ended before their verdict.", "entity")
+AUDIT_S = _gauge("audit_seconds", "How long the last audit of the entity took.", "entity")
+
 
 def started(service: str) -> None:
     """Set the build info: ``tidemark_build_info{service,version} 1``."""
@@ -167,6 +191,17 @@ def expect_retries(entities: Iterable[str]) -> None:
             RETRIES.labels(entity, outcome)
 
 
+def expect_lake(entities: Iterable[str]) -> None:
+    """Make the loader's series of these entities, at zero."""
+    for entity in entities:
+        for metric in (LAKE_ROWS, LAKE_COMMITS, LAKE_CONFLICTS):
+            metric.labels(entity)
+        for reason in LAKE_REASONS:
+            LAKE_QUARANTINED.labels(entity, reason)
+        for why in LAKE_WAIT_CAUSES:
+            LAKE_WAITS.labels(entity, why).set(0)
+
+
 def show_groups(counts: Mapping[tuple[str, str, str], int]) -> None:
     """Open groups by owner, entity and reason; those that are not there are none."""
     STALE_GROUPS.clear()
@@ -183,6 +218,14 @@ def expect_notices(entities: Iterable[str], channels: Iterable[tuple[str, str]])
         CHANNEL_DISABLED.labels(owner, channel).set(0)
         for outcome in NOTICE_OUTCOMES:
             NOTICES.labels(owner, channel, outcome)
+
+
+def expect_audits(entities: Iterable[str], kinds: Iterable[str]) -> None:
+    """Make the counters of these entities, at zero. The gauges come with the first verdict."""
+    for entity in entities:
+        AUDIT_FAILED.labels(entity)
+        for kind in kinds:
+            AUDIT_FINDINGS.labels(entity, kind).set(0)
 
 
 def exposition() -> bytes:

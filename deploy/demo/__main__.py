@@ -1,4 +1,5 @@
-"""``./deploy/local/demo``: the main job on real parts, with a Kafka outage in the middle, and its balance sheet."""
+"""``./deploy/local/demo``: the main job on real parts, from a bank to its Delta tables, with a Kafka outage in the
+middle, and its balance sheet."""
 
 import argparse
 import asyncio
@@ -11,12 +12,14 @@ import msgspec
 
 from deploy.demo.demo import Demo, Options
 from deploy.demo.progress import Screen
+from deploy.local import preflight
+from deploy.local.install import InstallFailed, install
 from deploy.local.stack import Stack
 from deploy.local.supervision import StackFailed
 
 
 def options_of(arguments: Sequence[str]) -> Options:
-    parser = argparse.ArgumentParser(prog="./deploy/local/demo", description=__doc__)
+    parser = argparse.ArgumentParser(prog="./deploy/local/demo", description=__doc__, allow_abbrev=False)
     parser.add_argument("--seconds", type=float, default=60.0, help="how long the bank's clients write (60)")
     parser.add_argument("--writers", type=int, default=4, help="concurrent clients (4)")
     parser.add_argument("--rate", type=float, default=60.0, help="transactions a second, of all together (60)")
@@ -25,6 +28,12 @@ def options_of(arguments: Sequence[str]) -> Options:
         choices=("events", "rows", "both"),
         default="events",
         help="what the source shows: every change (events), or each row as it is now (rows)",
+    )
+    parser.add_argument(
+        "--no-spark",
+        dest="spark",
+        action="store_false",
+        help="end in the raw bucket: no Delta tables, and nothing of Spark is installed",
     )
     parser.add_argument("--plain", action="store_true", help="no control codes")
     parser.add_argument("--keep", action="store_true", help="stay up afterwards, and print what to look at")
@@ -48,9 +57,11 @@ def main() -> int:
     screen = Screen(plain=options.plain)
     stack = Stack(options.name, report=screen.say)
     try:
+        if options.spark:
+            install(screen.say, spark=True)
         with stack:
             return _run(Demo(options, stack, screen, began_s), stack)
-    except StackFailed as failure:
+    except (StackFailed, InstallFailed, preflight.NotReady) as failure:
         print(failure, file=sys.stderr)
         return 3
     except KeyboardInterrupt:

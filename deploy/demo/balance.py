@@ -13,6 +13,9 @@ from typing import Literal
 
 from msgspec import Struct
 
+from deploy.demo import lake_balance
+from deploy.demo.lake_balance import LakeBalance
+
 NAMED_MAX = 10
 """How many culprits a line names; the counts are always whole."""
 
@@ -115,8 +118,7 @@ class Balance(Struct, frozen=True, kw_only=True):
 def balance(books: Books) -> Balance:
     raw_ids = {row.event_id for row in books.raw if row.event_id is not None}
     parked = {item.event_id: item for item in books.parked if item.event_id}
-    archived = {item.event_id for item in books.archived}
-    told = {item.event_id for item in books.archived if item.told}
+    archived = {item.event_id for item in books.archived if item.event_id}
     accounted = raw_ids | parked.keys() | archived
     places = Counter(row.place for row in books.raw)
     set_aside = {item.place for item in books.parked} | {item.place for item in books.archived}
@@ -138,7 +140,7 @@ def balance(books: Books) -> Balance:
         repeated=sum(1 for row in books.raw if row.event_id is not None) - len(raw_ids),
         offsets=len(offsets),
         missing=sorted(_unaccounted(books, accounted)),
-        untold=sorted(archived - told - raw_ids - parked.keys()),
+        untold=sorted(set(_untold(books)) - raw_ids - parked.keys()),
         offsets_missing=_places(offsets - places.keys()),
         offsets_twice=_places(place for place, count in places.items() if count > 1),
         offsets_unknown=_places(places.keys() - offsets),
@@ -160,9 +162,21 @@ def _unaccounted(books: Books, accounted: set[str]) -> Iterable[str]:
             yield f"{change.name}, never seen"
 
 
+def _untold(books: Books) -> Iterable[str]:
+    """A record that has no event id is named by its offset."""
+    told = {item.event_id for item in books.archived if item.told}
+    parked = {item.place for item in books.parked}
+    for item in books.archived:
+        if item.event_id and item.event_id not in told:
+            yield item.event_id
+        elif not item.event_id and not item.told and item.place is not None and item.place not in parked:
+            yield "offset {}/{}".format(*item.place)
+
+
 def _undecodable(books: Books) -> set[str]:
     """What foreign records in Kafka may call themselves."""
-    return {item.event_id for item in books.parked if item.place is not None}
+    parked = {item.event_id for item in books.parked if item.place is not None}
+    return parked | {item.event_id for item in books.archived if item.place is not None}
 
 
 def _confused(books: Books) -> Iterable[str]:
@@ -241,21 +255,24 @@ def _places(places: Iterable[Place]) -> list[str]:
     return [f"{partition}/{offset}" for partition, offset in sorted(places)]
 
 
-def render(sheets: Sequence[Balance]) -> list[str]:
+def render(sheets: Sequence[Balance], lakes: Sequence[LakeBalance] = ()) -> list[str]:
     """The sheet as text. Its last line with the word "missing" says how many changes are missing in all."""
-    lines = _table(sheets)
+    lines = _table(sheets, lakes)
     archived = any(sheet.archived for sheet in sheets)
     for sheet in sheets:
         lines += [f"  {sheet.entity}: {line}" for line in _faults(sheet)]
-    if all(sheet.adds_up for sheet in sheets):
+    for lake in lakes:
+        lines += [f"  {lake.entity}: {line}" for line in lake_balance.faults(lake)]
+    if all(sheet.adds_up for sheet in sheets) and all(lake.adds_up for lake in lakes):
         where = "in the raw bucket, parked or archived" if archived else "in the raw bucket or parked"
         lines += ["", f"Every change is {where}, and every Kafka offset is in one raw object."]
+        lines += ["The stream's tables, the batch's and the bank's own are equal, row for row."] if lakes else []
     else:
         lines += ["", "THE BOOKS DO NOT ADD UP: see above."]
     return [*lines, f"missing: {sum(len(sheet.missing) for sheet in sheets)}"]
 
 
-def _table(sheets: Sequence[Balance]) -> list[str]:
+def _table(sheets: Sequence[Balance], lakes: Sequence[LakeBalance]) -> list[str]:
     reasons = sorted({reason for sheet in sheets for reason in sheet.parked_by_reason})
     doubled = sorted({reason for sheet in sheets for reason in sheet.twice})
     redriven = any(sheet.redriven for sheet in sheets)
@@ -280,6 +297,7 @@ def _table(sheets: Sequence[Balance]) -> list[str]:
     if any(sheet.shows == "rows" for sheet in sheets):
         outdated = [len(sheet.outdated) if sheet.shows == "rows" else "-" for sheet in sheets]
         rows.append(("rows whose last state is not the bank's", outdated))
+    rows += lake_balance.table_rows(lakes)
     width = max(16, *(len(sheet.entity) + 2 for sheet in sheets))
     head = f"{'Balance sheet, distinct event ids':<42}" + "".join(f"{sheet.entity:>{width}}" for sheet in sheets)
     body = [f"{name:<42}" + "".join(_cell(value, width) for value in values) for name, values in rows]

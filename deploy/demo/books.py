@@ -19,8 +19,9 @@ from shared.events.model import Reason
 from shared.kafka.admin import KafkaAdmin
 from shared.kafka.settings import KafkaSettings
 from shared.parked.evidence import Archive
-from shared.parked.groups import GroupStore, cause_of
+from shared.parked.groups import Group, GroupStore, cause_of
 from shared.parked.items import ParkedId
+from shared.parked.model import ParkedEvent
 from shared.parked.store import ParkedSettings, ParkedStore
 from shared.producer.seen import unpack
 from shared.raw.generation import newest_claim
@@ -31,8 +32,9 @@ from shared.raw.s3 import S3Store
 OCCURRENCES = 8
 """How often a row may be seen to come back to one state; the bank's versions rise, so that it never does."""
 
-_ROWS = """SELECT id::text, version, flaw, {one}_json({table}, NULL, CASE WHEN deleted THEN 'd' ELSE 'u' END)
+ROWS = """SELECT id::text, version, flaw, {one}_json({table}, NULL, CASE WHEN deleted THEN 'd' ELSE 'u' END)
     FROM {table}"""
+"""The bank's own table, its rows as the source shows them."""
 
 
 class StoreSettings(Struct, frozen=True, kw_only=True):
@@ -90,13 +92,23 @@ async def read_books(stores: Stores, entities: Entities) -> list[Books]:
 
 
 async def archived_items(stores: Stores, entity: Entity) -> list[ArchivedItem]:
-    """What the archive holds of the entity; told: its group has the receipt of a channel."""
+    """What the archive holds of the entity."""
     found = []
     async for uri in stores.archive.uris(entity=entity.name):
         event = await stores.archive.read(uri)
-        group = await stores.groups.get(entity.owner.name, cause_of(event).id)
-        found.append(ArchivedItem(event_id=event.event_id, told=group is not None and group.told_ms is not None))
+        found.append(archived_item(event, await stores.groups.get(entity.owner.name, cause_of(event).id)))
     return found
+
+
+def archived_item(event: ParkedEvent, group: Group | None) -> ArchivedItem:
+    place = None if event.kafka is None else (event.kafka.partition, event.kafka.offset)
+    return ArchivedItem(event_id=event.event_id, told=was_told(group), place=place)
+
+
+def was_told(group: Group | None) -> bool:
+    """A channel has accepted a notice about the group, now or before it was empty for a while: each time that it opens
+    again its receipts begin anew."""
+    return group is not None and (group.told_ms is not None or (group.episode > 1 and group.number > 0))
 
 
 async def _read(stores: Stores, entities: Entities, entity: Entity, parked: list[ParkedId]) -> Books:
@@ -131,7 +143,7 @@ async def _truth(bank: Any, entity: Entity) -> tuple[list[Truth], dict[str, int]
             for row, seen in named
         ], {}
     table = entity.source_entity
-    rows = await bank.fetch(_ROWS.format(one=table.removesuffix("s"), table=table))
+    rows = await bank.fetch(ROWS.format(one=table.removesuffix("s"), table=table))
     states = zip(rows, identify([row[3].encode() for row in rows]), strict=True)
     truth = [
         Truth(

@@ -1,17 +1,18 @@
 """One run of the demo: set up, write with a Kafka outage in the middle, drain, and compare the books.
 
 What the outage parked is re-driven when Kafka is back; a schema version registered then wakes what it accepts; what
-nothing cures becomes stale, its owner is told, and it leaves for the archive.
+nothing cures becomes stale, its owner is told, and it leaves for the archive. A stream carries the raw objects into
+Delta meanwhile; a batch builds the same tables again from all of them; both and the bank must be equal.
 """
 
 import asyncio
 import json
 import os
 import shutil
-import subprocess
 import time
 from collections.abc import Mapping
 from contextlib import AsyncExitStack, suppress
+from itertools import takewhile
 from pathlib import Path
 
 from msgspec import Struct
@@ -19,7 +20,8 @@ from msgspec import Struct
 from deploy.demo.balance import balance, render
 from deploy.demo.books import Stores, StoreSettings, read_books
 from deploy.demo.drain import NotDrained, drained
-from deploy.demo.progress import Screen, entity_progress, fetch, lines
+from deploy.demo.lake import DemoLake
+from deploy.demo.progress import Screen, entity_progress, fetch, lines, merged_offsets
 from deploy.demo.receiver import Receiver
 from deploy.local.environment import environment
 from deploy.local.processes import Process
@@ -32,6 +34,7 @@ from shared.entities import Entities, load_entities
 OUTAGE_S = 12.0
 DELIVERY_DEADLINE_S = 2.0  # instead of 15, so that a short outage parks events
 DRAIN_S_MAX = 150.0
+CATCH_UP_S_MAX = 450.0  # besides, for the stream: a machine that is busy otherwise
 FRAME_S = 0.5
 GRACE_S = 3.0  # instead of seven days: from the notice to the deletion
 SERVICES = {
@@ -51,6 +54,7 @@ class Options(Struct, frozen=True, kw_only=True):
     plain: bool
     keep: bool
     name: str
+    spark: bool = True
 
 
 class Demo:
@@ -95,10 +99,12 @@ class Demo:
             "TIDEMARK_SINK_OBJECT_AGE_S_MAX": "2",
             **(places or {}),
         }
-        self._settings = {**stack.env, **self._env}
+        self.settings = {**stack.env, **self._env}
         self.entities: Entities = load_entities(
-            self._settings["TIDEMARK_ENTITIES_DIR"], self._settings["TIDEMARK_NAMESPACE"], self._settings
+            self.settings["TIDEMARK_ENTITIES_DIR"], self.settings["TIDEMARK_NAMESPACE"], self.settings
         )
+        self._lake = DemoLake(stack, self.settings, self.entities) if options.spark else None
+        self._merged: dict[str, dict[str, float]] = {name: {} for name in self.entities.entities}
 
     async def run(self) -> int:
         """The exit code: 0 only when everything adds up."""
@@ -110,15 +116,21 @@ class Demo:
             stores = await self.open_stores(resources)
             try:
                 await drained(stores, self.entities, DRAIN_S_MAX, self._waiting, self._untold)
+                if self._lake is not None:
+                    await self._caught_up(self._lake, stores)
             except NotDrained as error:
                 self._screen.say(str(error))
             await asyncio.to_thread(self._draw)
             self._screen.keep()
             clean = self._options.keep or await asyncio.to_thread(self._end_services)
-            sheets = [balance(books) for books in await read_books(stores, self.entities)]
-        self._screen.say("\n".join(["", *render(sheets)]))
+            complete, _ = await asyncio.gather(self._audit(), self._build())
+            books = await read_books(stores, self.entities)
+            lakes = [] if self._lake is None else await self._lake.sheets(stores, books)
+        sheets = [balance(one) for one in books]
+        self._screen.say("\n".join(["", *render(sheets, lakes)]))
         self._say(f"the whole demo took {time.monotonic() - self._began_s:.0f} s")
-        code = 0 if clean and all(sheet.adds_up for sheet in sheets) else 1
+        equal = all(lake.adds_up for lake in lakes)
+        code = 0 if clean and complete and equal and all(sheet.adds_up for sheet in sheets) else 1
         if self._options.keep:
             await self._stay()
         return code
@@ -135,7 +147,7 @@ class Demo:
         self.stack.add(self._process("bank", "deploy.demo.bank", f"http://127.0.0.1:{self._bank['BANK_PORT']}/health"))
         await asyncio.to_thread(self.stack.start, "bank")
         self._say("the bank is open; tidemark bootstrap:")
-        for line in (await asyncio.to_thread(self._tidemark, "bootstrap")).splitlines():
+        for line in await self._bootstrap():
             self._screen.say(f"    {line}")
         for name, module in SERVICES.items():
             port = self.stack.free_port(name)
@@ -144,9 +156,18 @@ class Demo:
             self.stack.add(self._process(name, module, ready, TIDEMARK_HTTP_PORT=str(port), **more))
             await asyncio.to_thread(self.stack.start, name)
         self._say(f"ready: {', '.join(SERVICES)}")
+        if self._lake is not None:
+            await self._lake.make_buckets()
+            self._lake.add_stream()
+
+    async def start_stream(self) -> None:
+        """Spark takes its time, and the bank doesn't wait for it: what is in raw objects then is caught up with."""
+        if self._lake is not None:
+            await asyncio.to_thread(self.stack.start, "stream")
+            self._say("ready: stream (Spark)")
 
     async def _write(self) -> None:
-        """Writers for the whole time, Kafka killed in the middle of it."""
+        """Writers for the whole time, Kafka killed in the middle of it; the stream joins them."""
         options = self._options
         chosen = {"--seconds": options.seconds, "--writers": options.writers, "--rate": options.rate}
         arguments = [part for name, value in chosen.items() for part in (name, str(value))]
@@ -155,13 +176,13 @@ class Demo:
         await asyncio.to_thread(self.stack.start, "writers")
         self._say(f"{options.writers} writers for {options.seconds:.0f} s, {options.rate:.0f} transactions a second")
         self._phase = "writing"
-        trouble = asyncio.create_task(self.trouble(), name="trouble")
+        beside = asyncio.gather(self.start_stream(), self.trouble())
         try:
-            while self.stack.is_running("writers") or not trouble.done():
+            while self.stack.is_running("writers") or not beside.done():
                 await self._frame()
-            await trouble
+            await beside
         finally:
-            trouble.cancel()
+            beside.cancel()
         self.stack.check()
         self._phase = "draining"
         self._say(f"the writers have stopped; they did: {self.stack.log_tail('writers', 1).strip()}")
@@ -174,11 +195,20 @@ class Demo:
 
     async def _new_schema_version(self) -> None:
         """What an operator does when a source sends a field that the schema lacks."""
-        add_field(Path(self._settings["TIDEMARK_ENTITIES_DIR"]), "colour")
+        add_field(Path(self.settings["TIDEMARK_ENTITIES_DIR"]), "colour")
         self._say("the field `colour` is added to the schemas; tidemark bootstrap registers them:")
-        for line in (await asyncio.to_thread(self._tidemark, "bootstrap")).splitlines():
+        for line in await self._bootstrap():
             if "subject" in line:
                 self._screen.say(f"    {line}")
+
+    async def _caught_up(self, lake: DemoLake, stores: Stores) -> None:
+        """Return once the stream's tables hold all that Kafka does. Raises ``NotDrained``."""
+        deadline_s = time.monotonic() + CATCH_UP_S_MAX
+        while waiting := await lake.behind(stores):
+            await self._waiting(waiting)
+            if time.monotonic() > deadline_s:
+                raise NotDrained(f"the stream has not caught up: {waiting}")
+            await asyncio.sleep(1)
 
     async def _untold(self) -> str:
         """What the drain waits for besides: that the owner of what nothing cures is told, and that it leaves then."""
@@ -202,15 +232,32 @@ class Demo:
         self._say("Kafka is back")
 
     async def open_stores(self, resources: AsyncExitStack) -> Stores:
-        settings = load_config(StoreSettings, self._settings)
-        with environment({name: value for name, value in self._settings.items() if name.startswith("AWS_")}):
+        settings = load_config(StoreSettings, self.settings)
+        with environment({name: value for name, value in self.settings.items() if name.startswith("AWS_")}):
             return await Stores.open(settings, self._bank["BANK_DSN"], self.entities.namespace, resources)
 
     def _end_services(self) -> bool:
-        """The services drain and end, the sink last. True: all with exit code 0."""
-        codes = {name: self.stack.terminate(name) for name in reversed(SERVICES)}
+        """The services drain and end, each before those that it gives its work to. True: all with exit code 0."""
+        names = [*reversed(SERVICES), *(["stream"] if self._lake else [])]
+        codes = {name: self.stack.terminate(name) for name in names}
         self._say("drained: " + ", ".join(f"{name} ended with {code}" for name, code in codes.items()))
         return not any(codes.values())
+
+    async def _build(self) -> None:
+        if self._lake is not None:
+            for line in await self._lake.build():
+                self._say(f"batch, into tables of its own: {line.strip()}")
+
+    async def _audit(self) -> bool:
+        """What an operator asks, of the running system or of one that stands still. True: complete."""
+        chosen = ("--table", "skip" if self._lake is None else "require")
+        code, output, errors = await self.tidemark("audit", *chosen)
+        said = output.splitlines()
+        short = [*takewhile(str.strip, said), *said[-1:]]
+        self._say("tidemark audit:")
+        for line in [*said, *errors.splitlines()[-15:]] if code else short:
+            self._screen.say(f"    {line}")
+        return not code
 
     async def _stay(self) -> None:
         self._screen.say("\n".join(["", *self._look_around(), "", "Everything stays up until Ctrl-C."]))
@@ -228,14 +275,25 @@ class Demo:
             f'  eval "$(./deploy/local/stack env {self._options.name})"; export {exports}',
             "  ./deploy/local/tidemark status",
             "  ./deploy/local/tidemark parked list --limit 5",
+            "  ./deploy/local/tidemark audit",
+            f"  ./deploy/local/tidemark trace {entity.name} 1",
             f"  ./deploy/local/tidemark cursor show {entity.name}",
             f"  curl -s '{self._env['BANK_URL']}?entity={entity.source_entity}&{since}&limit=3'",
             *(
                 f"  {name + ':':<10}http://127.0.0.1:{self.stack.port(name)}/metrics, /ready, /live"
                 for name in SERVICES
             ),
-            f"  raw objects: {self._settings['AWS_ENDPOINT_URL']}/{self._settings['TIDEMARK_RAW_BUCKET']}",
-            f"  logs: ./deploy/local/stack logs {self._options.name} [poller|sink|retrier|notifier|bank|kafka]",
+            f"  raw objects: {self.settings['AWS_ENDPOINT_URL']}/{self.settings['TIDEMARK_RAW_BUCKET']}",
+            *self._lake_places(),
+            f"  logs: ./deploy/local/stack logs {self._options.name} [poller|sink|stream|retrier|notifier|bank|kafka]",
+        ]
+
+    def _lake_places(self) -> list[str]:
+        if self._lake is None:
+            return []
+        return [
+            f"  {'stream:':<10}http://127.0.0.1:{self.stack.port('stream')}/metrics, /ready, /live",
+            f"  Delta tables: {self._lake.stream_uri}/lake, and the batch's {self._lake.batch_uri}/lake",
         ]
 
     def _process(self, name: str, module: str, ready_url: str, **more: str) -> Process:
@@ -246,19 +304,31 @@ class Demo:
             env={**self._bank, **self._env, **more},
         )
 
-    def _tidemark(self, *arguments: str) -> str:
-        ended = subprocess.run(
-            [self._python, "-m", "services.cli", *arguments],
-            env={"PATH": os.environ["PATH"], **self._settings},
-            capture_output=True,
-            text=True,
-            check=False,
+    async def tidemark(self, *arguments: str) -> tuple[int, str, str]:
+        """Exit code, output and errors of one command."""
+        running = await asyncio.create_subprocess_exec(
+            self._python,
+            "-m",
+            "services.cli",
+            *arguments,
+            env={"PATH": os.environ["PATH"], **self.settings},
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
         )
-        if ended.returncode:
-            raise StackFailed(
-                f"tidemark {' '.join(arguments)} ended with {ended.returncode}:\n{ended.stdout}{ended.stderr}"
-            )
-        return ended.stdout
+        try:
+            output, errors = await running.communicate()
+        finally:
+            if running.returncode is None:
+                running.kill()
+                await running.wait()
+        assert running.returncode is not None
+        return running.returncode, output.decode(), errors.decode()
+
+    async def _bootstrap(self) -> list[str]:
+        code, output, errors = await self.tidemark("bootstrap")
+        if code:
+            raise StackFailed(f"tidemark bootstrap ended with {code}:\n{output}{errors}")
+        return output.splitlines()
 
     async def _frame(self) -> None:
         self.stack.check()
@@ -271,8 +341,20 @@ class Demo:
         )
         entities = self.entities.entities.values()
         now_s = time.time() if self._phase.startswith("writing") else None
-        found = [entity_progress(entity.name, entity.topic, poller, sink, retrier, now_s) for entity in entities]
+        self._note_merged()
+        found = []
+        for entity in entities:
+            merged = None if self._lake is None else self._merged[entity.name]
+            found.append(entity_progress(entity.name, entity.topic, poller, sink, retrier, now_s, merged))
         self._screen.draw([f"{self._elapsed()}  {self._phase}", *lines(found)])
+
+    def _note_merged(self) -> None:
+        """A stream that was killed knows only what it has merged since; what it had merged stays merged."""
+        if self._lake is None or not self.stack.is_running("stream"):
+            return
+        stream = fetch(f"http://127.0.0.1:{self.stack.port('stream')}/metrics")
+        for entity in self.entities.entities.values():
+            self._merged[entity.name] |= merged_offsets(stream, entity.topic)
 
     async def _waiting(self, what: str) -> None:
         self.stack.check()

@@ -19,7 +19,8 @@ Samples = Mapping[str, Mapping[tuple[tuple[str, str], ...], float]]
 
 _TIMEOUT_S = 2.0
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-_HEAD = f"{'entity':<18}{'shown':>9}{'published':>11}{'in raw':>9}{'lag':>7}{'fresh':>9}  parked"
+_HEAD = f"{'entity':<18}{'shown':>9}{'published':>11}{'in raw':>9}{'lag':>7}{'fresh':>9}"
+_LAKE_HEAD = f"{'in Delta':>10}{'lag':>7}"
 
 
 class EntityProgress(Struct, frozen=True, kw_only=True):
@@ -32,6 +33,8 @@ class EntityProgress(Struct, frozen=True, kw_only=True):
     parked: Mapping[str, int] = field(default_factory=dict)
     breaker_open: bool = False
     paused: bool = False
+    in_delta: int | None = None  # offsets that the stream has merged; ``None``: there is no stream
+    delta_lag: int = 0  # offsets in raw objects that it has not
 
 
 def fetch(url: str) -> Samples:
@@ -51,10 +54,22 @@ def parse(text: str) -> Samples:
     return found
 
 
+def merged_offsets(stream: Samples, topic: str) -> dict[str, float]:
+    """By partition, where this life of the stream has committed any: the first offset that is not in Delta."""
+    return _by(stream, "tidemark_lake_position", "partition", topic=topic)
+
+
 def entity_progress(
-    entity: str, topic: str, poller: Samples, sink: Samples, retrier: Samples, now_s: float | None
+    entity: str,
+    topic: str,
+    poller: Samples,
+    sink: Samples,
+    retrier: Samples,
+    now_s: float | None,
+    merged: Mapping[str, float] | None = None,
 ) -> EntityProgress:
-    """``now_s`` ``None``: the source is quiet, so that the age of its last change says nothing about us."""
+    """``now_s`` ``None``: the source is quiet, so that the age of its last change says nothing about us. ``merged``: as
+    ``merged_offsets``; ``None``: nothing loads into Delta."""
     ends = _by(sink, "tidemark_sink_log_end_offset", "partition", topic=topic)
     nexts = _by(sink, "tidemark_sink_next_offset", "partition", topic=topic)
     parked = _by(retrier, "tidemark_parked_items", "reason", entity=entity)
@@ -64,16 +79,23 @@ def entity_progress(
         shown=int(_sum(poller, "tidemark_shown_total", entity=entity)),
         published=int(_sum(poller, "tidemark_published_total", entity=entity)),
         in_raw=int(_sum(sink, "tidemark_raw_records_total", topic=topic)),
-        lag=int(sum(max(0.0, end - nexts.get(partition, 0)) for partition, end in ends.items())),
+        lag=_behind(nexts, ends),
         fresh_s=max(0.0, now_s - cursor_s) if now_s is not None and cursor_s else None,
         parked={reason: int(count) for reason, count in sorted(parked.items()) if count},
         breaker_open=_sum(poller, "tidemark_breaker_state", target=topic) > 0,
         paused=_sum(poller, "tidemark_paused", entity=entity) > 0,
+        in_delta=None if merged is None else int(sum(merged.values())),
+        delta_lag=0 if merged is None else _behind(merged, nexts),
     )
 
 
+def _behind(positions: Mapping[str, float], ends: Mapping[str, float]) -> int:
+    return int(sum(max(0.0, end - positions.get(partition, 0)) for partition, end in ends.items()))
+
+
 def lines(entities: Sequence[EntityProgress]) -> list[str]:
-    return [_HEAD, *(_line(one) for one in entities)]
+    head = _HEAD + (_LAKE_HEAD if any(one.in_delta is not None for one in entities) else "")
+    return [f"{head}  parked", *(_line(one) for one in entities)]
 
 
 def _line(one: EntityProgress) -> str:
@@ -82,7 +104,8 @@ def _line(one: EntityProgress) -> str:
     notes += ["breaker open"] if one.breaker_open else []
     notes += ["PAUSED"] if one.paused else []
     counts = f"{one.shown:>9,}{one.published:>11,}{one.in_raw:>9,}{one.lag:>7,}{fresh:>9}"
-    return f"{one.entity:<18}{counts}  {', '.join(notes) or '-'}"
+    lake = "" if one.in_delta is None else f"{one.in_delta:>10,}{one.delta_lag:>7,}"
+    return f"{one.entity:<18}{counts}{lake}  {', '.join(notes) or '-'}"
 
 
 def _by(samples: Samples, name: str, label: str, **labels: str) -> dict[str, float]:

@@ -17,8 +17,17 @@ from shared import logs
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and print what it found; the exit code (see ``services.cli.outcome``)."""
-    arguments = parser(os.environ).parse_args(argv)
+    typed = sys.argv[1:] if argv is None else list(argv)
+    if typed[:2] == ["table", "maintain"]:
+        from services.cli import table
+
+        return table.maintain(typed[2:], os.environ)
+    arguments = parser(os.environ).parse_args(typed)
     logs.configure("tidemark", level="debug" if arguments.debug else "error", format="text", stream=sys.stderr)
+    if getattr(arguments, "watch", False):
+        from services.cli import audit_watch
+
+        return audit_watch.main(arguments, os.environ)
     try:
         outcome = asyncio.run(_run(arguments, os.environ))
     except KeyboardInterrupt:
@@ -70,9 +79,34 @@ async def _command(arguments: argparse.Namespace, edges: edges_of.Edges, environ
             from services.cli import evidence
 
             return await evidence.verify(edges, arguments.day, arguments.expect_head)
+        case "audit" | "trace" | "raw", _:
+            return await _about_the_lake(arguments, edges)
     from services.cli import parked
 
     return await parked.run(edges, arguments)
+
+
+async def _about_the_lake(arguments: argparse.Namespace, edges: edges_of.Edges) -> Outcome:
+    match arguments.command, getattr(arguments, "action", None):
+        case "audit", _:
+            from services.cli import audit
+
+            return await audit.run(edges, arguments)
+        case "trace", _:
+            from services.cli import trace
+
+            return await trace.run(edges, arguments)
+        case "raw", "show":
+            from services.cli import raw_show
+
+            return await raw_show.run(edges, arguments)
+        case "raw", "mend":
+            from services.cli import raw_mend
+
+            return await raw_mend.run(edges, arguments)
+    from services.cli import raw_expire
+
+    return await raw_expire.run(edges, arguments)
 
 
 def _failed(error: Exception, arguments: argparse.Namespace) -> int:
@@ -88,7 +122,7 @@ def _failed(error: Exception, arguments: argparse.Namespace) -> int:
 
 
 def _print(outcome: Outcome, *, as_json: bool) -> None:
-    if not as_json and not outcome.lines:  # it has printed what there was
+    if not outcome.lines and (not as_json or outcome.document is None):  # it has printed what there was
         return
     try:
         print(json.dumps(outcome.document, indent=2) if as_json else "\n".join(outcome.lines), flush=True)

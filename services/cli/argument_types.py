@@ -13,6 +13,8 @@ AGE_S_MAX = 10 * 366 * 86_400
 _AGE = re.compile(r"(\d{1,9})(s|min|h|d)")
 _UNITS_S = {"s": 1, "min": 60, "h": 3_600, "d": 86_400}
 _GROUP = re.compile(r"[0-9a-f]{16}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_PLACE = re.compile(r"[0-9]{20}#.+#[0-9]{4,}")
 
 
 def text(value: str) -> str:
@@ -53,6 +55,13 @@ def age_s(value: str) -> int:
     return int(found[1]) * _UNITS_S[found[2]]
 
 
+def duration_s(value: str) -> int:
+    seconds = age_s(value)
+    if not seconds:
+        raise ArgumentTypeError(f"expected a time as 30s, 15min, 6h or 7d, above 0, got {value!r}")
+    return seconds
+
+
 def per_second(value: str) -> float:
     try:
         rate = float(value)
@@ -73,4 +82,22 @@ def day(value: str) -> str:
 def group(value: str) -> str:
     if not _GROUP.fullmatch(value):
         raise ArgumentTypeError(f"expected the 16 hex digits that notices and `parked groups` show, got {value!r}")
+    return value
+
+
+def sha256(value: str) -> str:
+    if not _SHA256.fullmatch(value):
+        raise ArgumentTypeError(f"expected the 64 hex digits that `evidence verify` prints as head, got {value!r}")
+    return value
+
+
+def pointer(value: str) -> str:
+    if value and not value.startswith("/"):
+        raise ArgumentTypeError(f"expected a JSON pointer as /amount or /lines/*/price, got {value!r}")
+    return value
+
+
+def place(value: str) -> str:
+    if not _PLACE.fullmatch(value):
+        raise ArgumentTypeError(f"expected what the last line of an earlier list says, got {value!r}")
     return value

@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Mapping
 
 from services.cli import argument_types as of
+from services.cli.lake_arguments import add_audit, add_raw, add_table, add_trace
 from services.cli.outcome import EXIT_CODES
 from services.cli.parked_arguments import add_parked
 
@@ -59,10 +60,17 @@ def parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
     parked = _group(commands, "parked", "Look at events that could not be published, and act on them.")
     add_parked(parked, command)
 
+    add_audit(commands, command)
+    add_trace(commands, command)
+    add_raw(_group(commands, "raw", "The raw objects: look at them, and let old ones expire."), command)
+    add_table(_group(commands, "table", "The Delta tables."), command)
+
     evidence = _group(commands, "evidence", "The archive of events that could not be published.")
     verify = command(evidence, "verify", "Walk the chain of evidence, and compare it with what lies in the archive.")
     verify.add_argument("--day", type=of.day, help="only what was archived on this day (UTC), as 2026-01-31")
-    verify.add_argument("--expect-head", metavar="SHA256", help="the head that an earlier run printed: must be there")
+    verify.add_argument(
+        "--expect-head", type=of.sha256, metavar="SHA256", help="the head that an earlier run printed: must be there"
+    )
     return top
 
 

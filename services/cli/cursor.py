@@ -4,10 +4,11 @@ from typing import Any
 
 from msgspec import to_builtins
 
-from services.cli.edges import Edges
+from services.cli.edges import Edges, clock_ms
 from services.cli.outcome import OK, Outcome, aligned, iso, moment, printable
 from services.cli.who import operator
 from shared.checkpoints.model import CursorMove, UnknownEntity
+from shared.config import ConfigError
 
 
 async def show(edges: Edges, entity: str) -> Outcome:
@@ -41,7 +42,9 @@ async def show(edges: Edges, entity: str) -> Outcome:
 
 
 async def set_to(edges: Edges, entity: str, to_us: int, reason: str) -> Outcome:
-    """Fences the poller that holds the entity. Raises ``UnknownEntity``."""
+    """Fences the poller that holds the entity. Raises ``UnknownEntity``, ``ConfigError``."""
+    if to_us > clock_ms() * 1000:
+        raise ConfigError([f"--to {moment(to_us)} lies ahead: all changes until then would be skipped unseen"])
     move = await (await edges.checkpoints()).set_cursor(entity, to_us, operator(), reason)
     backward = move.cursor_to_us < move.cursor_from_us
     effect = "is read and published again, under the same event ids" if backward else "is skipped"

@@ -15,19 +15,26 @@ from msgspec import Meta, Struct
 
 from services.cli.outcome import DOWN, FINDING, USAGE
 from shared.config import ConfigError, load_config
-from shared.entities import Entities, Namespace, load_entities
+from shared.entities import Entities, Entity, Namespace, load_entities
 
 if TYPE_CHECKING:
     from services.cli.buckets import Buckets
     from shared.checkpoints.postgres import Checkpoints
     from shared.kafka.admin import KafkaAdmin
+    from shared.kafka.reread import Reread
+    from shared.lake.layout import Lake
+    from shared.lake.reader import LakeTable
     from shared.parked.audit import AuditTrail
+    from shared.parked.census import Census
     from shared.parked.evidence import Archive
+    from shared.parked.groups import GroupStore
     from shared.parked.jobs import JobStore
     from shared.parked.store import ParkedSettings, ParkedStore
     from shared.parked.walk import Walk
     from shared.producer.analysts import Analysts
+    from shared.producer.feed import ChangeFeed
     from shared.raw.s3 import S3Store
+    from shared.registry.cache import SchemaCache
     from shared.registry.client import Registry
 
 _T = TypeVar("_T", bound=Struct)
@@ -77,6 +84,11 @@ class Edges:
         if self._entities_dir is None:
             raise ConfigError(["TIDEMARK_ENTITIES_DIR: not set; name the folder of *.yaml, or use --entities DIR"])
         return load_entities(self._entities_dir, self.namespace.name, self._environ)
+
+    def patience(self, entity: str) -> float | None:
+        """Its ``stale_after_s``; ``None``: it isn't in the folder any more. Raises ``ConfigError``."""
+        found = self.entities.entities.get(entity)
+        return None if found is None else found.stale_after_s
 
     def check_settings(self) -> None:
         """Raise one ``ConfigError`` with the problems of every edge and of the folder."""
@@ -178,6 +190,67 @@ class Edges:
         assert isinstance(opened, Desk)
         return opened
 
+    async def census(self) -> "Census":
+        from shared.aws import open_client
+        from shared.parked.calls import Calls, Lanes
+        from shared.parked.census import Census
+
+        if "census" not in self._opened:
+            table = self.parked_settings.table
+            client = await open_client("dynamodb", self._stack, connections_max=10, read_timeout_s=5)
+            self._opened["census"] = Census(Calls(client, table, Lanes(8)), table, await self.parked())
+        opened = self._opened["census"]
+        assert isinstance(opened, Census)
+        return opened
+
+    async def groups(self) -> "GroupStore":
+        from shared.parked.groups import GroupStore
+
+        if "groups" not in self._opened:
+            self._opened["groups"] = await GroupStore.open(self.parked_settings, self._stack)
+        opened = self._opened["groups"]
+        assert isinstance(opened, GroupStore)
+        return opened
+
+    def reread(self) -> "Reread":
+        from shared.kafka.reread import Reread
+        from shared.kafka.settings import KafkaSettings
+
+        return Reread(self._settings("KAFKA", KafkaSettings))
+
+    async def feed(self, entity: Entity) -> "ChangeFeed":
+        """Bound to the entity's source; one budget for each host. Raises ``ConfigError``."""
+        from shared.producer.budget import HostBudgets
+        from shared.producer.feed import ChangeFeed, FeedClient
+
+        if "budgets" not in self._opened:
+            self._opened["budgets"] = HostBudgets()
+        budgets = self._opened["budgets"]
+        assert isinstance(budgets, HostBudgets)
+        name = f"source {entity.source.name}"
+        if name not in self._opened:
+            self._opened[name] = await FeedClient.open(entity.source, budgets, self._stack)
+        client = self._opened[name]
+        assert isinstance(client, FeedClient)
+        return ChangeFeed(
+            client,
+            entity.source_entity,
+            granularity_us=entity.rules.granularity_us,
+            utc_offset_minutes=entity.rules.utc_offset_minutes,
+        )
+
+    @property
+    def lake(self) -> "Lake":
+        from shared.lake.layout import Lake, LakeSettings
+
+        return Lake(self._settings("LAKE", LakeSettings).uri, self.namespace.prefix(""))
+
+    def lake_table(self, uri: str) -> "LakeTable | None":
+        """Blocks: use a thread. Raises ``LakeUnavailable``."""
+        from shared.lake.reader import LakeTable
+
+        return LakeTable.open(uri, self._environ)
+
     async def archive(self) -> "Archive":
         from shared.parked.evidence import Archive
 
@@ -187,19 +260,27 @@ class Edges:
         assert isinstance(opened, Archive)
         return opened
 
-    async def analysts(self) -> "Analysts":
-        """By TIDEMARK_CACHE_DIR's copy of the schemas while the registry is down; without one, not at all."""
-        from shared.producer.analysts import Analysts
+    async def schemas(self) -> "SchemaCache":
+        """TIDEMARK_CACHE_DIR's copy while the registry is down; without one, none."""
         from shared.registry.cache import SchemaCache
         from shared.registry.settings import RegistrySettings
 
-        if "analysts" not in self._opened:
-            registry = await self.registry()
+        if "schemas" not in self._opened:
             folder = load_config(CacheSettings, self._environ).cache_dir
             if folder is None:
                 folder = Path(self._stack.enter_context(TemporaryDirectory(prefix="tidemark-")))
-            cache = SchemaCache(registry, folder, scope=self._settings("REGISTRY", RegistrySettings).url)
-            self._opened["analysts"] = Analysts(self.entities.entities, cache)
+            scope = self._settings("REGISTRY", RegistrySettings).url
+            self._opened["schemas"] = SchemaCache(await self.registry(), folder, scope=scope)
+        opened = self._opened["schemas"]
+        assert isinstance(opened, SchemaCache)
+        return opened
+
+    async def analysts(self) -> "Analysts":
+        """By TIDEMARK_CACHE_DIR's copy of the schemas while the registry is down; without one, not at all."""
+        from shared.producer.analysts import Analysts
+
+        if "analysts" not in self._opened:
+            self._opened["analysts"] = Analysts(self.entities.entities, await self.schemas())
         opened = self._opened["analysts"]
         assert isinstance(opened, Analysts)
         return opened
@@ -238,10 +319,12 @@ def meaning(error: BaseException) -> Meaning | None:
         return Meaning(USAGE, str(error))
     if isinstance(error, ModuleNotFoundError):
         return Meaning(USAGE, f"the Python package {error.name!r} is not installed; pip install 'tidemark[cli]'")
-    return _meaning_of_ours(error) or _meaning_of_parked(error) or _meaning_of_aws(error)
+    return _meaning_of_ours(error) or _meaning_of_parked(error) or _meaning_of_source(error) or _meaning_of_aws(error)
 
 
 def _meaning_of_ours(error: BaseException) -> Meaning | None:
+    from botocore.exceptions import NoCredentialsError, NoRegionError, PartialCredentialsError
+
     from shared.checkpoints.model import CheckpointsMisconfigured, CheckpointsUnavailable, UnknownEntity
     from shared.events.contract import ContractError
     from shared.kafka.errors import KafkaUnreachable, TopicMissing, TopicRefused
@@ -250,6 +333,8 @@ def _meaning_of_ours(error: BaseException) -> Meaning | None:
     from shared.raw.objects import NotOurs, StoreUnavailable
     from shared.registry.client import RegistryError, RegistryUnavailable
 
+    if type(error).__name__ == "LakeUnavailable":  # its module needs deltalake, which only some commands have use for
+        return Meaning(DOWN, f"the lake can't be read ({error}); see TIDEMARK_LAKE_URI and AWS_ENDPOINT_URL")
     match error:
         case CheckpointsUnavailable():
             return Meaning(DOWN, f"Postgres does not answer ({error}); see TIDEMARK_POSTGRES_DSN")
@@ -259,8 +344,17 @@ def _meaning_of_ours(error: BaseException) -> Meaning | None:
             return Meaning(DOWN, f"the schema registry does not answer ({error}); see TIDEMARK_REGISTRY_URL")
         case ParkedUnavailable() if error.is_missing:
             return Meaning(FINDING, str(error).removeprefix(f"{error.reason}: "))
+        case ParkedUnavailable() if isinstance(
+            error.__cause__, NoCredentialsError | PartialCredentialsError | NoRegionError
+        ):
+            return Meaning(USAGE, str(error).removeprefix(f"{error.reason}: "))
         case ParkedUnavailable():
             return Meaning(DOWN, f"DynamoDB does not answer ({error}); see AWS_ENDPOINT_URL_DYNAMODB and AWS_REGION")
+        case StoreUnavailable() if "NoSuchBucket" in str(error):
+            return Meaning(
+                FINDING,
+                f"the raw bucket does not exist; run `tidemark bootstrap`, or see TIDEMARK_RAW_BUCKET ({error})",
+            )
         case StoreUnavailable():
             return Meaning(
                 DOWN, f"the raw bucket does not answer ({error}); see TIDEMARK_RAW_BUCKET and AWS_ENDPOINT_URL"
@@ -283,7 +377,11 @@ def _meaning_of_parked(error: BaseException) -> Meaning | None:
     match error:
         case NoAnalyst():
             cause = None if error.__cause__ is None else _meaning_of_ours(error.__cause__)
+            if cause is not None and cause.exit_code == DOWN:
+                return cause
             return Meaning(FINDING if cause is None else cause.exit_code, str(error))
+        case ArchiveUnavailable() if error.is_missing:
+            return Meaning(FINDING, f"{error}; or see TIDEMARK_ARCHIVE_BUCKET")
         case ArchiveUnavailable():
             return Meaning(
                 DOWN, f"the archive does not answer ({error}); see TIDEMARK_ARCHIVE_BUCKET and AWS_ENDPOINT_URL"
@@ -292,6 +390,18 @@ def _meaning_of_parked(error: BaseException) -> Meaning | None:
             return Meaning(USAGE, str(error))
         case EvidenceDamaged() | EvidenceMissing() | JobTaken() | RowChanged():
             return Meaning(FINDING, str(error))
+    return None
+
+
+def _meaning_of_source(error: BaseException) -> Meaning | None:
+    from shared.events.split import MalformedPage
+    from shared.producer.feed import SourceAuth, SourceError, SourceMalformed
+
+    match error:
+        case SourceAuth() | SourceMalformed() | MalformedPage():
+            return Meaning(FINDING, f"the source can't be read: {error}")
+        case SourceError():
+            return Meaning(DOWN, f"the source does not answer: {error}")
     return None
 
 

@@ -12,7 +12,9 @@ async def verify(edges: Edges, day: str | None, expect_head: str | None) -> Outc
     """Reads every entry of the chain and every object that it names. Exit code 1 when anything differs."""
     from shared.parked.evidence_audit import verify
 
-    report = await verify(await edges.archive(), clock_ms(), day=day, expect_head=expect_head)
+    archive = await edges.archive()
+    await archive.demand()
+    report = await verify(archive, clock_ms(), day=day, expect_head=expect_head)
     head = "-" if report.head is None else f"{report.head.sha256}  {report.head.key}"
     lines = aligned(
         [
@@ -31,5 +33,5 @@ async def verify(edges: Edges, day: str | None, expect_head: str | None) -> Outc
     if report.problem_count > len(shown):
         lines.append(f"... and {report.problem_count - len(shown)} more; --json lists up to 1000")
     if not report.entries and not report.problem_count:
-        lines.append(f"no evidence was written{'' if day is None else f' on {day}'}")
+        lines.append(f"no evidence was written{'' if day is None else f' on {day}'} to {archive.uri('')}")
     return Outcome(exit_code=FINDING if report.problem_count else OK, lines=lines, document=to_builtins(report))

@@ -161,7 +161,7 @@ def _sheet(detail: ParkedDetail, now: Row | None) -> list[str]:
             ["entity", row.entity],
             ["key", printable(row.key) if row.key is not None else "(unreadable)"],
             ["reason", f"{row.reason.value} at {printable(row.path) or '(the whole)'}: {printable(detail.detail)}"],
-            ["state", f"{row.state.value}, due {moment(detail.due_ms * 1000)}"],
+            ["state", f"{row.state.value}, due {moment(detail.due_ms * 1000)}{_end(detail)}"],
             ["parked", f"{moment(row.first_us)}, last shown {moment(detail.last_us)}, {detail.seen} times"],
             ["changed", f"{moment(detail.updated_us)}, seq {detail.seq[0]}.{detail.seq[1]}, rev {detail.rev}"],
             ["schema", f"{row.subject or '-'} ({row.fingerprint or '-'})"],
@@ -173,6 +173,10 @@ def _sheet(detail: ParkedDetail, now: Row | None) -> list[str]:
             *([] if now is None else _history(now)),
         ]
     )
+
+
+def _end(detail: ParkedDetail) -> str:
+    return "" if detail.row.state is State.STALE else f", given up at {moment(detail.deadline_ms * 1000)}"
 
 
 def _history(row: Row) -> list[list[str]]:

@@ -16,7 +16,7 @@ from services.cli.edges import Edges, clock_ms
 from services.cli.outcome import OK, Outcome
 from services.cli.parked_arguments import PER_SECOND
 from services.cli.parked_audit import audited
-from services.cli.parked_dry_run import Chunks, outcome_of, try_all
+from services.cli.parked_dry_run import Chunks, Given, outcome_of, schema_given, try_all
 from services.cli.parked_progress import Progress
 from services.cli.parked_selection import filters_given, known
 from services.cli.who import operator
@@ -44,9 +44,11 @@ async def run(edges: Edges, arguments: Namespace, work: Callable[[Edges, Job, st
     """``work`` runs a new job to its end."""
     uri, day = arguments.from_archive, arguments.day
     _check(arguments)
+    schema = await schema_given(arguments.schema)
+    await (await edges.archive()).demand()
     if uri:
         if arguments.dry_run:
-            return await _dry_run(edges, None, _one(uri), 1, arguments.schema)
+            return await _dry_run(edges, None, _one(uri), 1, schema)
         return await _one_event(edges, uri, arguments.why or "")
     (entity,) = known(edges, arguments.entity)
     part = FromArchive(entity, day)
@@ -57,7 +59,7 @@ async def run(edges: Edges, arguments: Namespace, work: Callable[[Edges, Job, st
     if not total:
         return Outcome(exit_code=OK, lines=[f"no evidence of {entity} from {day}"], document={"total": 0, "counts": {}})
     if arguments.dry_run:
-        return await _dry_run(edges, entity, newest_of_each(archive, part), total, arguments.schema)
+        return await _dry_run(edges, entity, newest_of_each(archive, part), total, schema)
     now_ms = clock_ms()
     job = Job(
         id=new_job_id(),
@@ -103,7 +105,12 @@ class Returns:
             evidence = await self._archive.evidence(uri)
         except (EvidenceDamaged, EvidenceMissing):
             return "damaged"
-        event = replace(evidence.event, key=self._whole_key(evidence), at_us=clock_ms() * 1000)
+        event = replace(
+            evidence.event,
+            key=self._whole_key(evidence),
+            at_us=clock_ms() * 1000,
+            stale_after_s=self._edges.patience(evidence.event.entity),
+        )
         row = await self._there(event, uri)
         if row is None:
             await self._parked.park([event])
@@ -157,7 +164,8 @@ async def newest_of_each(archive: Archive, part: FromArchive, after: str = "") -
 async def _one_event(edges: Edges, uri: str, why: str) -> Outcome:
     archive = await edges.archive()
     await _evidence(archive, uri)  # says what is wrong with it
-    returns = Returns(edges, archive, await edges.parked(), Waker((await edges.parked()).transitions, clock_ms))
+    parked = await edges.parked()
+    returns = Returns(edges, archive, parked, Waker(parked.transitions, clock_ms, edges.patience))
     async with audited(edges, "redrive", why, {"uri": uri}) as deed:
         outcome = await returns.put_back(uri, deed.id)
         deed.counts = {outcome: 1}
@@ -175,7 +183,7 @@ async def _evidence(archive: Archive, uri: str) -> Evidence:
 
 
 async def _dry_run(
-    edges: Edges, entity: str | None, uris: AsyncIterator[str], total: int, schema: str | None
+    edges: Edges, entity: str | None, uris: AsyncIterator[str], total: int, schema: Given | None
 ) -> Outcome:
     archive = await edges.archive()
 

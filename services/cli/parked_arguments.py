@@ -18,7 +18,7 @@ def add_parked(parked: "argparse._SubParsersAction[argparse.ArgumentParser]", co
     listing = command(parked, "list", "List parked events, oldest first.")
     _add_filters(listing)
     listing.add_argument("--limit", type=of.limit, default=50, help="lines at most (default 50)")
-    listing.add_argument("--after", help="go on where an earlier list ended: its last line says how")
+    listing.add_argument("--after", type=of.place, help="go on where an earlier list ended: its last line says how")
     _add_filters(command(parked, "groups", "Count parked events by root cause, largest first."))
     one = command(parked, "show", "Show one parked event: why, since when, and with --raw its bytes.")
     one.add_argument("event_id", help="event id, or topic/generation/partition/offset of an undecodable record")
@@ -57,9 +57,9 @@ def _add_hold(hold: argparse.ArgumentParser) -> None:
     hold.add_argument(
         "--for",
         dest="for_s",
-        type=of.age_s,
+        type=of.duration_s,
         metavar="AGE",
-        help="how long, at most until a new deadline of 7 days (default: until then)",
+        help="how long, at most 7 days or the entity's stale_after_s, whichever is longer (default: so long)",
     )
     hold.add_argument("--per-second", type=of.per_second, default=PER_SECOND)
 
@@ -95,7 +95,9 @@ def _add_filters(parser: argparse.ArgumentParser, *, with_all: bool = False) -> 
     )
     filters.add_argument("--state", choices=STATES)
     filters.add_argument("--group", type=of.group, metavar="ID", help="root cause, as notices and `groups` name it")
-    filters.add_argument("--path", help="JSON pointer that was refused; * stands for any place in an array")
+    filters.add_argument(
+        "--path", type=of.pointer, help="JSON pointer that was refused; * stands for any one step of it"
+    )
     filters.add_argument("--owner")
     filters.add_argument("--key", help="text of the row key")
     filters.add_argument("--id", action="append", metavar="EVENT_ID", help="only this event; several allowed")

@@ -51,8 +51,7 @@ async def run(edges: Edges, arguments: Namespace) -> Outcome:
         return nothing(selection)
     if not arguments.yes:
         await _confirm(total)
-    if (trouble := await archive.answers()) is not None:
-        raise ArchiveUnavailable(trouble)
+    await archive.demand()
     pace = Pace(arguments.per_second)
     async with audited(edges, "discard", arguments.why, document_of(selection)) as deed:
         by = By(deed.id, deed.who, arguments.why)

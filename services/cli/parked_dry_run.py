@@ -1,7 +1,8 @@
 """What would pass if it were re-driven now, and why the rest would not: tried in memory, nothing written."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
 from pathlib import Path
 
 from msgspec import Struct
@@ -9,6 +10,7 @@ from msgspec import Struct
 from services.cli.edges import Edges
 from services.cli.outcome import FINDING, OK, Outcome, aligned, printable
 from shared.config import ConfigError
+from shared.entities import read_schema
 from shared.events.contract import ContractError
 from shared.events.model import Reason
 from shared.parked.analysis import Analyst, NotYet, Retriable
@@ -16,7 +18,7 @@ from shared.parked.causes import cause_path
 from shared.parked.dry_run import CAUSES_MAX, OTHER_PATHS, Tally
 from shared.parked.model import ParkedEvent
 
-Chunks = AsyncIterator[Sequence[ParkedEvent | None]]
+Chunks = AsyncGenerator[Sequence[ParkedEvent | None], None]
 LINES_MAX = 50
 
 
@@ -43,25 +45,41 @@ class Tried(Struct):
         self.refusals[kind] = self.refusals.get(kind, 0) + 1
 
 
+class Given(Struct, frozen=True):
+    """A schema that was typed."""
+
+    file: str
+    text: str
+
+
+async def schema_given(file: str | None) -> Given | None:
+    """Raises ``ConfigError``: also where nothing is parked that it could be tried on."""
+    try:
+        return None if file is None else Given(file, await asyncio.to_thread(read_schema, Path(file)))
+    except ValueError as error:
+        raise ConfigError([f"--schema: {error}"]) from None
+
+
 async def try_all(
-    edges: Edges, entity: str, chunks: Chunks, schema: str | None, now_us: int, progress: Callable[[int], None]
+    edges: Edges, entity: str, chunks: Chunks, schema: Given | None, now_us: int, progress: Callable[[int], None]
 ) -> Tried | None:
-    """``schema``: a file with one that is not registered yet. ``None``: there are no events, so nobody is asked.
+    """``schema``: one that is not registered yet. ``None``: there are no events, so nobody is asked.
 
     Raises ``NoAnalyst``, ``ParkedUnavailable``, ``ConfigError``.
     """
     tried: Tried | None = None
     analyst: Analyst | None = None
-    async for chunk in chunks:
-        if analyst is None:
-            analyst = await _analyst(edges, entity, schema)
-        if tried is None:
-            tried = Tried(entity, Tally(analyst.version))
-        there = [event for event in chunk if event is not None]
-        tried.tally.gone += len(chunk) - len(there)
-        for found in await asyncio.to_thread(_analysed, analyst, there, now_us):
-            tried.count(found)
-        progress(tried.tally.parked + tried.tally.gone)
+    async with aclosing(chunks):
+        async for chunk in chunks:
+            if analyst is None:
+                analyst = await _analyst(edges, entity, schema)
+            if tried is None:
+                tried = Tried(entity, Tally(analyst.version))
+            there = [event for event in chunk if event is not None]
+            tried.tally.gone += len(chunk) - len(there)
+            for found in await asyncio.to_thread(_analysed, analyst, there, now_us):
+                tried.count(found)
+            progress(tried.tally.parked + tried.tally.gone)
     return tried
 
 
@@ -85,16 +103,15 @@ def outcome_of(tried: Sequence[Tried]) -> Outcome:
     return Outcome(exit_code=FINDING if rows else OK, lines=lines, document=document)
 
 
-async def _analyst(edges: Edges, entity: str, schema: str | None) -> Analyst:
+async def _analyst(edges: Edges, entity: str, schema: Given | None) -> Analyst:
     if schema is None:
         return await (await edges.analysts()).current(entity)
     from shared.producer.analysts import candidate
 
     try:
-        text = await asyncio.to_thread(Path(schema).read_text)
-        return candidate(edges.entities.entities[entity], text)
-    except (OSError, ContractError, UnicodeDecodeError) as error:
-        raise ConfigError([f"--schema {schema}: for entity {entity}: {error}"]) from None
+        return candidate(edges.entities.entities[entity], schema.text)
+    except ContractError as error:
+        raise ConfigError([f"--schema {schema.file}: for entity {entity}: {error}"]) from None
 
 
 def _analysed(analyst: Analyst, events: Sequence[ParkedEvent], now_us: int) -> list[Retriable | NotYet]:

@@ -57,6 +57,8 @@ async def run(edges: Edges, arguments: Namespace) -> Outcome:
 def refusal(event: ParkedEvent, old: bytes, new: bytes, analyst: Analyst, rules: EventRules, now_us: int) -> str | None:
     """Why ``new`` may not stand for ``old``, never quoting a value. Pure."""
     before, after = Identifier(rules).identify([old, new])
+    if after.refusal is not None and after.refusal.path == "":
+        return f"{after.refusal.reason} at (the whole): {printable(after.refusal.detail)}"
     changed = (
         "must not change: event id and order were given by it; discard the event, and have the source show another"
     )
@@ -68,7 +70,7 @@ def refusal(event: ParkedEvent, old: bytes, new: bytes, analyst: Analyst, rules:
         return f"{pointer(rules.version or '')}: the version {changed}"
     found = analyst.analyse(replace(event, raw=new), now_us)
     if isinstance(found, NotYet):
-        return f"{found.reason} at {printable(found.path) or '(the whole)'}: {printable(found.why)}"
+        return f"{found.reason} at {printable(found.place or found.path) or '(the whole)'}: {printable(found.why)}"
     return None
 
 
@@ -84,7 +86,9 @@ async def _apply(
     what = {"ids": [item], "entities": [row.event.entity], "sha256": sha256(new).hexdigest(), "was": row.newest.sha}
     async with audited(edges, "edit", arguments.why, what) as deed:
         try:
-            edited = await (await edges.parked()).transitions.edit(row, new, operator(), arguments.why)
+            edited = await (await edges.parked()).transitions.edit(
+                row, new, operator(), arguments.why, stale_after_s=edges.patience(row.event.entity)
+            )
         except ValueError as error:  # edited too often
             raise ConfigError([f"edit: {error}"]) from None
         deed.counts = {"edited": 1}
@@ -119,7 +123,8 @@ def _open_editor(file: Path, environ: Mapping[str, str]) -> None:
     try:
         done = subprocess.run([*shlex.split(editor), str(file)], check=False)  # noqa: S603 - the operator's own editor
     except OSError as error:
-        raise ConfigError([f"edit: {editor!r} can't be run: {error}"]) from None
+        advice = "set VISUAL or EDITOR to one that can, or use --file FILE"
+        raise ConfigError([f"edit: {editor!r} can't be run ({error.strerror}); {advice}"]) from None
     if done.returncode != 0:
         raise ConfigError([f"edit: {editor!r} ended with {done.returncode}; nothing was done"])
 
@@ -154,4 +159,6 @@ def _chosen(details: list[ParkedDetail], rev: int | None) -> ParkedDetail:
     if len(found) == 1:
         return found[0]
     revs = ", ".join(str(detail.row.rev) for detail in details)
+    if rev is not None:
+        raise ConfigError([f"edit: there is no --rev {rev} of this event; there is {revs}"])
     raise ConfigError([f"edit: this event id was shown with different bytes, as --rev {revs}: name one"])

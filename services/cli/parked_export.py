@@ -11,6 +11,7 @@ import shutil
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Sequence
+from contextlib import aclosing
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, TextIO
@@ -60,11 +61,12 @@ async def _export(edges: Edges, selection: Selection, sink: Sink) -> int:
     with Progress("exporting", await desk.walk.count(selection)) as progress:
         async for page in desk.walk.pages(selection):
             rows = iter(page.rows)
-            async for chunk in streams.events(page.rows):
-                there = [(row, event) for event, row in zip(chunk, rows, strict=False) if event is not None]
-                await asyncio.to_thread(_write_all, sink, there)
-                count += len(there)
-                progress.show(count)
+            async with aclosing(streams.events(page.rows)) as chunks:
+                async for chunk in chunks:
+                    there = [(row, event) for event, row in zip(chunk, rows, strict=False) if event is not None]
+                    await asyncio.to_thread(_write_all, sink, there)
+                    count += len(there)
+                    progress.show(count)
     return count
 
 

@@ -1,6 +1,7 @@
 """``tidemark parked redrive``: what would pass, and a job that lets it. Nothing is published here: the retriers do."""
 
 from argparse import Namespace
+from contextlib import aclosing
 from functools import partial
 
 from msgspec.structs import replace
@@ -10,7 +11,7 @@ from services.cli.edges import Edges, clock_ms
 from services.cli.outcome import FINDING, OK, Outcome
 from services.cli.parked_arguments import PER_SECOND
 from services.cli.parked_audit import audited
-from services.cli.parked_dry_run import Chunks, Tried, outcome_of, try_all
+from services.cli.parked_dry_run import Chunks, Given, Tried, outcome_of, schema_given, try_all
 from services.cli.parked_progress import Progress
 from services.cli.parked_selection import demand_filter, filters_given, nothing, selection_of
 from services.cli.who import operator
@@ -38,7 +39,9 @@ async def run(edges: Edges, arguments: Namespace) -> Outcome:
     now_ms = clock_ms()
     selection = selection_of(edges, arguments, now_ms * 1000).before(now_ms * 1000)
     if arguments.dry_run:
-        return await _dry_run(edges, selection, arguments.schema, now_ms * 1000)
+        if arguments.schema is not None and len(selection.entities) > 1:
+            raise ConfigError(["--schema is that of one entity: name it with --entity"])
+        return await _dry_run(edges, selection, await schema_given(arguments.schema), now_ms * 1000)
     demand_filter(arguments)
     return await _begin(edges, selection, arguments, now_ms)
 
@@ -48,7 +51,7 @@ async def work(edges: Edges, job: Job, why: str) -> Outcome:
     desk, parked = await edges.desk(), await edges.parked()
     what = document_of(job.selection) if job.selection is not None else {}
     what |= {} if job.archive is None else {"archived": job.archive.day, "entities": [job.archive.entity]}
-    waker = Waker(parked.transitions, clock_ms)
+    waker = Waker(parked.transitions, clock_ms, edges.patience)
     async with audited(edges, "redrive", why, what, job=job.id) as deed:
         job = await desk.jobs.save(job)
         pace = Pace(job.per_second)
@@ -102,7 +105,7 @@ async def _go_on(edges: Edges, arguments: Namespace) -> Outcome:
     return await work(edges, replace(job, per_second=arguments.per_second or job.per_second), arguments.why or job.why)
 
 
-async def _dry_run(edges: Edges, selection: Selection, schema: str | None, now_us: int) -> Outcome:
+async def _dry_run(edges: Edges, selection: Selection, schema: Given | None, now_us: int) -> Outcome:
     """Entity by entity; those of which nothing fits need no schema."""
     desk, streams = await edges.desk(), (await edges.parked()).streams
     total = await desk.walk.count(selection)
@@ -110,8 +113,9 @@ async def _dry_run(edges: Edges, selection: Selection, schema: str | None, now_u
 
     async def events(entity: str) -> Chunks:
         async for page in desk.walk.pages(selection.only(entity)):
-            async for chunk in streams.events(page.rows):
-                yield chunk
+            async with aclosing(streams.events(page.rows)) as chunks:
+                async for chunk in chunks:
+                    yield chunk
 
     with Progress("trying", total) as progress:
         for entity in selection.entities if total else ():

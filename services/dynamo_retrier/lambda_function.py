@@ -15,10 +15,9 @@ import structlog
 from msgspec import Struct, field
 
 from services.dynamo_retrier.config import RetrierConfig
-from services.dynamo_retrier.due import DueQueue
-from services.dynamo_retrier.redrive import Deadline, Redrive
-from services.dynamo_retrier.retrier import Retrier
-from services.dynamo_retrier.sandbox import Clients, Sandbox, WaitsFor, monotonic_s
+from services.dynamo_retrier.opening import Clients, monotonic_s, retrier_over
+from services.dynamo_retrier.redrive import Deadline
+from services.dynamo_retrier.sandbox import Sandbox, WaitsFor, missing
 from shared import logs, metrics
 from shared.config import load_config
 from shared.entities import load_entities
@@ -72,11 +71,13 @@ def redrive(event: object, context: Context) -> dict[str, Any]:
 
     async def work(clients: Clients, deadline: Deadline) -> None:
         nonlocal waits_for
-        waits_for = await clients.wait_for(kafka=True)
+        waits_for = await missing(clients, kafka=True)
         if waits_for:
             sandbox.share.start_slowly(monotonic_s())
             return
-        await _retrier(sandbox, clients, context).run(Stop(), deadline, once=True)
+        worker = f"{context.function_name}-{context.aws_request_id}"
+        retrier = retrier_over(clients, sandbox.config, sandbox.entities, sandbox.share, worker, gates=sandbox.gates)
+        await retrier.run(Stop(), deadline, once=True)
 
     in_time = sandbox.invoke(work, _remaining_s(context))
     counts = {name: count - before[name] for name, count in _outcomes().items()}
@@ -96,7 +97,7 @@ def analyse(event: object, context: Context) -> dict[str, Any]:
     done = Analysed()
 
     async def work(clients: Clients, deadline: Deadline) -> None:
-        done.waits_for = await clients.wait_for(kafka=False)
+        done.waits_for = await missing(clients, kafka=False)
         if done.waits_for:
             return
         stop = Stop()
@@ -131,25 +132,6 @@ def _opened(context: Context) -> Sandbox:
 
 def _remaining_s(context: Context) -> float:
     return context.get_remaining_time_in_millis() / 1_000
-
-
-def _retrier(sandbox: Sandbox, clients: Clients, context: Context) -> Retrier:
-    config = sandbox.config
-    redrive = Redrive(
-        clients.rows,
-        clients.publisher,
-        clients.analysts,
-        clients.archive,
-        sandbox.share,
-        config.limits,
-        f"{context.function_name}-{context.aws_request_id}",
-        monotonic_s=monotonic_s,
-    )
-    topics = {name: entity.topic for name, entity in sandbox.entities.entities.items()}
-    queue = DueQueue(clients.rows)
-    return Retrier(
-        topics, queue, redrive, sandbox.share, config.pace, gates=sandbox.gates, monotonic_s=monotonic_s
-    )  # fmt: skip
 
 
 async def _analyse_one(

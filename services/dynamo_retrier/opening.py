@@ -8,10 +8,10 @@ from contextlib import AsyncExitStack
 from functools import partial
 
 from msgspec import Struct
-from msgspec.structs import replace
 
 from services.dynamo_retrier.config import RetrierConfig
 from services.dynamo_retrier.due import DueQueue
+from services.dynamo_retrier.gates import Gates
 from services.dynamo_retrier.pacing import Share
 from services.dynamo_retrier.redrive import Redrive
 from services.dynamo_retrier.repairs import S3RepairArchive
@@ -20,7 +20,7 @@ from shared.aws import open_client
 from shared.entities import Entities
 from shared.kafka.publisher import Publisher
 from shared.parked.store import ParkedStore
-from shared.parked.transitions import Clocks
+from shared.parked.transitions import Clocks, Transitions
 from shared.parked.wake import Waker
 from shared.producer.analysts import Analysts
 from shared.raw.s3 import S3Store
@@ -31,6 +31,16 @@ monotonic_s = partial(time.clock_gettime, time.CLOCK_BOOTTIME)
 """Goes on while the machine sleeps: a lease does too."""
 
 
+class Clients(Struct, frozen=True):
+    """The edges. None of them needs its server yet."""
+
+    publisher: Publisher
+    parked: ParkedStore
+    rows: Transitions
+    analysts: Analysts
+    repairs: S3RepairArchive
+
+
 class Opened(Struct, frozen=True):
     retrier: Retrier
     waker: Waker
@@ -39,30 +49,56 @@ class Opened(Struct, frozen=True):
     table: str
 
 
-async def open_retrier(
-    config: RetrierConfig, entities: Entities, stack: AsyncExitStack, *, beat: Callable[[], None] = lambda: None
-) -> Opened:
-    """In the order of dependence; none of the edges needs its server yet. Closes with ``stack``."""
-    settings = replace(config.parked, table=entities.namespace.table(config.parked.table))
+async def open_clients(config: RetrierConfig, entities: Entities, stack: AsyncExitStack) -> Clients:
+    """In the order of dependence. Closes with ``stack``."""
+    space = entities.namespace
     registry = await Registry.open(config.registry, stack)
     schemas = SchemaCache(registry, config.cache_dir, scope=config.registry.url)
-    analysts = Analysts(entities.entities, schemas, refresh_s=config.wake_period_s)
     publisher = await Publisher.open(config.kafka, stack)
-    parked = await ParkedStore.open(settings, stack)
-    rows = parked.transitions_by(Clocks(monotonic_s=monotonic_s))
+    parked = await ParkedStore.open(config.parked.within(space), stack)
     archive = S3Store(await open_client("s3", stack), config.archive_bucket)
-    share = Share(config.per_s_max)
+    return Clients(
+        publisher=publisher,
+        parked=parked,
+        rows=parked.transitions_by(Clocks(monotonic_s=monotonic_s)),
+        analysts=Analysts(entities.entities, schemas, refresh_s=config.wake_period_s),
+        repairs=S3RepairArchive(archive, space.prefix("")),
+    )
+
+
+def retrier_over(
+    clients: Clients,
+    config: RetrierConfig,
+    entities: Entities,
+    share: Share,
+    worker: str,
+    *,
+    gates: Gates | None = None,
+    beat: Callable[[], None] = lambda: None,
+) -> Retrier:
     redrive = Redrive(
-        rows,
-        publisher,
-        analysts,
-        S3RepairArchive(archive, entities.namespace.prefix("")),
+        clients.rows,
+        clients.publisher,
+        clients.analysts,
+        clients.repairs,
         share,
         config.limits,
-        f"{os.uname().nodename}-{os.getpid()}-{uuid.uuid4().hex[:8]}",
+        worker,
         monotonic_s=monotonic_s,
     )
     topics = {name: entity.topic for name, entity in entities.entities.items()}
-    retrier = Retrier(topics, DueQueue(rows), redrive, share, config.pace, beat=beat, monotonic_s=monotonic_s)
-    waker = Waker(analysts, parked.streams, rows, wakes_per_s_max=config.per_s_max)
-    return Opened(retrier, waker, publisher, parked, settings.table)
+    queue = DueQueue(clients.rows)
+    return Retrier(
+        topics, queue, redrive, share, config.pace, gates=gates, beat=beat, monotonic_s=monotonic_s
+    )  # fmt: skip
+
+
+async def open_retrier(
+    config: RetrierConfig, entities: Entities, stack: AsyncExitStack, *, beat: Callable[[], None] = lambda: None
+) -> Opened:
+    clients = await open_clients(config, entities, stack)
+    worker = f"{os.uname().nodename}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    retrier = retrier_over(clients, config, entities, Share(config.per_s_max), worker, beat=beat)
+    waker = Waker(clients.analysts, clients.parked.streams, clients.rows, wakes_per_s_max=config.per_s_max)
+    table = config.parked.within(entities.namespace).table
+    return Opened(retrier, waker, clients.publisher, clients.parked, table)

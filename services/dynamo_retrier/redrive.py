@@ -33,9 +33,13 @@ AWAY = frozenset({Reason.KAFKA_UNAVAILABLE, Reason.KAFKA_UNKNOWN})
 ADRIFT_MS = 600_000
 """Rows of an entity that is not configured here are looked at this often, until they are too old."""
 GIVEN_BACK_MS = 1_000
-CLAIMS_AT_ONCE = 50
-"""When the table stops answering, no more than these wait for it."""
+AT_ONCE = 16
+"""When the table or the archive stops answering, no more than these wait for it."""
+CLAIM_SHARE, KEEP_SHARE = 0.4, 0.5
+"""Of the time until the last publishing may begin: no claim, no upload is begun after it. A slow table or archive makes
+a batch smaller; else it would take all the time for rows that then had to be given back, for ever."""
 
+_S = TypeVar("_S")
 _T = TypeVar("_T")
 Outcome = Literal["published", "again", "hold", "stale", "given_back", "lease_lost", "failed"]
 """The closed set of ``metrics.RETRY_OUTCOMES``."""
@@ -122,16 +126,15 @@ class Redrive:
     async def _claim(self, hints: Sequence[Due], done: Batch) -> list[Claimed]:
         if not self.has_time(done.deadline):
             return []
-        rows: list[Claimed] = []
-        for start in range(0, len(hints), CLAIMS_AT_ONCE):
-            found = await self._all([self._claim_one(hint, done) for hint in hints[start : start + CLAIMS_AT_ONCE]])
-            rows += [row for row in found if row is not None]
-            if done.parked_away:
-                break
+        lease_end_s = self._monotonic_s() + self._limits.lease_s
+        found = await self._while_time(CLAIM_SHARE, lease_end_s, done, hints, partial(self._claim_one, done))
+        rows = [row for row in found if row is not None]
         done.claimed = len(rows)
         return rows
 
-    async def _claim_one(self, hint: Due, done: Batch) -> Claimed | None:
+    async def _claim_one(self, done: Batch, hint: Due) -> Claimed | None:
+        if done.parked_away:
+            return None
         try:
             return await self._leases.claim(hint, self._worker, self._limits.lease_s)
         except BodyLost as lost:
@@ -147,30 +150,32 @@ class Redrive:
     async def _keep_originals(self, sendable: list[Sendable], done: Batch) -> list[Sendable]:
         """What a repair changed goes to the archive first, since the table loses it with the row."""
         repaired = [one for one in sendable if one.found.repaired]
-        kept = await self._all([self._keep(one) for one in repaired])
-        waiting = [one.row for one, is_kept in zip(repaired, kept, strict=True) if not is_kept]
-        await self._give_back(waiting, "archive_unavailable", done)
-        lost = {row.token for row in waiting}
+        if not repaired:
+            return sendable
+        lease_end_s = min(one.row.lease_until_s for one in repaired)
+        kept = await self._while_time(KEEP_SHARE, lease_end_s, done, repaired, self._keep)
+        lost = {one.row.token for one in repaired} - set(kept)
+        await self._give_back([one.row for one in repaired if one.row.token in lost], "archive_unavailable", done)
         return [one for one in sendable if one.row.token not in lost]
 
-    async def _keep(self, one: Sendable) -> bool:
+    async def _keep(self, one: Sendable) -> str:
+        """Its lease's token once it is kept, else ``""``."""
         event = one.row.event
         name = f"{event.entity}/{one.row.item_id}-{one.found.rev}-{one.row.tries}"
         try:
             await self._repairs.keep(name, repair_line(event, one.found, self._wall_ms() * 1000))
         except ArchiveUnavailable as error:
             log.warning("repair_waits", entity=event.entity, why=str(error))
-            return False
+            return ""
         metrics.REPAIRED.labels(event.entity).inc()
-        return True
+        return one.row.token
 
     async def _publish(self, topic: str, waiting: list[Sendable], done: Batch) -> None:
         """As many at a time as the share allows; what Kafka does not take is given back, and so is what it may not
         be asked for any more."""
         while waiting:
             now_s = self._monotonic_s()
-            until_s = min(done.deadline.until_s, *(one.row.lease_until_s for one in waiting))
-            last_s = until_s - self._limits.publish_s_max
+            last_s = self._last_s(min(one.row.lease_until_s for one in waiting), done)
             if done.kafka == "away" or now_s > last_s:
                 reason = "kafka_unavailable" if done.kafka == "away" else "out_of_time"
                 await self._give_back([one.row for one in waiting], reason, done)
@@ -251,6 +256,28 @@ class Redrive:
                 break
         metrics.RETRIES.labels(done.entity, became).inc()
         return became == outcome
+
+    async def _while_time(
+        self, share: float, lease_end_s: float, done: Batch, items: Sequence[_S], call: Callable[[_S], Awaitable[_T]]
+    ) -> list[_T]:
+        """The answers of those that were begun, in no order."""
+        now_s = self._monotonic_s()
+        until_s = now_s + share * (self._last_s(lease_end_s, done) - now_s)
+        waiting = iter(items)
+        answers: list[_T] = []
+
+        async def work() -> None:
+            for item in waiting:
+                if self._monotonic_s() > until_s:
+                    return
+                answers.append(await call(item))
+
+        await self._all([work() for _ in range(min(AT_ONCE, len(items)))])
+        return answers
+
+    def _last_s(self, lease_end_s: float, done: Batch) -> float:
+        """No publishing is begun later."""
+        return min(done.deadline.until_s, lease_end_s) - self._limits.publish_s_max
 
     async def _all(self, calls: Sequence[Coroutine[Any, Any, _T]]) -> list[_T]:
         async with asyncio.TaskGroup() as tasks:

@@ -7,32 +7,21 @@ nothing of aiokafka's runs while it is frozen; a client is made in some 20 ms on
 
 import asyncio
 import os
-import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
-from functools import partial
 from typing import Literal
 
-from msgspec import Struct
 from msgspec.structs import replace
 
 from services.dynamo_retrier.config import RetrierConfig
 from services.dynamo_retrier.gates import Gates
+from services.dynamo_retrier.opening import Clients, monotonic_s, open_clients
 from services.dynamo_retrier.pacing import Share
 from services.dynamo_retrier.redrive import Deadline
-from services.dynamo_retrier.repairs import S3RepairArchive
-from shared.aws import open_client
 from shared.config import ConfigError
 from shared.entities import Entities
-from shared.kafka.publisher import Publisher
 from shared.logs import get_logger
 from shared.parked.calls import ParkedUnavailable
-from shared.parked.store import ParkedStore
-from shared.parked.transitions import Clocks, Transitions
-from shared.producer.analysts import Analysts
-from shared.raw.s3 import S3Store
-from shared.registry.cache import SchemaCache
-from shared.registry.client import Registry
 
 log = get_logger(__name__)
 
@@ -46,29 +35,20 @@ CLEAR_S = 1.0
 PARKED_BUDGET_S = 5.0
 """Of one call to the table: a table that is away must not keep us beyond the margin."""
 
-monotonic_s = partial(time.clock_gettime, time.CLOCK_BOOTTIME)  # goes on while the sandbox is frozen
-
 WaitsFor = Literal["", "kafka", "parked"]
 
 
-class Clients(Struct, frozen=True):
-    publisher: Publisher
-    parked: ParkedStore
-    rows: Transitions
-    analysts: Analysts
-    archive: S3RepairArchive
-
-    async def wait_for(self, *, kafka: bool) -> WaitsFor:
-        """Which server does not answer now; ``""``: none."""
-        try:
-            await self.parked.answers()
-        except ParkedUnavailable as error:
-            log.warning("invocation_waits", what="parked", why=str(error))
-            return "parked"
-        if kafka and not await self.publisher.reachable():
-            log.warning("invocation_waits", what="kafka", why="no broker answers")
-            return "kafka"
-        return ""
+async def missing(clients: Clients, *, kafka: bool) -> WaitsFor:
+    """Which server does not answer now; ``""``: none."""
+    try:
+        await clients.parked.answers()
+    except ParkedUnavailable as error:
+        log.warning("invocation_waits", what="parked", why=str(error))
+        return "parked"
+    if kafka and not await clients.publisher.reachable():
+        log.warning("invocation_waits", what="kafka", why="no broker answers")
+        return "kafka"
+    return ""
 
 
 Work = Callable[[Clients, Deadline], Awaitable[None]]
@@ -124,21 +104,9 @@ class Sandbox:
         return True
 
     async def _open_clients(self, stack: AsyncExitStack) -> Clients:
-        config, space = self.config, self.entities.namespace
-        registry = await Registry.open(config.registry, stack)
-        schemas = SchemaCache(registry, config.cache_dir, scope=config.registry.url)
-        budget_s = min(config.parked.budget_s, PARKED_BUDGET_S)
-        settings = replace(config.parked.within(space), budget_s=budget_s)
-        publisher = await Publisher.open(config.kafka, stack)
-        parked = await ParkedStore.open(settings, stack)
-        archive = S3Store(await open_client("s3", stack), config.archive_bucket)
-        return Clients(
-            publisher=publisher,
-            parked=parked,
-            rows=parked.transitions_by(Clocks(monotonic_s=monotonic_s)),
-            analysts=Analysts(self.entities.entities, schemas),
-            archive=S3RepairArchive(archive, space.prefix("")),
-        )
+        config = self.config
+        hasty = replace(config.parked, budget_s=min(config.parked.budget_s, PARKED_BUDGET_S))
+        return await open_clients(replace(config, parked=hasty), self.entities, stack)
 
 
 async def _cleared() -> None:

@@ -8,7 +8,7 @@ from shared import logs
 from shared.entities import Entity
 from shared.events.contract import ContractError
 from shared.events.flatten import Flattener, KeyContract, Origin, flatten_batch, schema_id_of, schema_ids
-from shared.kafka.chunks import Record
+from shared.events.lineage import ConsumedRecord
 from shared.raw.keys import Chain
 from shared.registry.cache import SchemaCache
 from shared.registry.client import RegistryError, RegistryUnavailable, UnknownSchema
@@ -31,7 +31,7 @@ class AvroDecoder:
             if entity.schema_text is not None:
                 self._keys[topic] = KeyContract(entity.rules.key, entity.schema_text)
 
-    def ready(self, topic: str, records: Sequence[Record]) -> tuple[int, int | None]:
+    def ready(self, topic: str, records: Sequence[ConsumedRecord]) -> tuple[int, int | None]:
         missing = schema_ids(records) - self._flatteners.keys()
         if topic not in self._keys:
             return 0, next(iter(missing), KEY_CONTRACT)
@@ -43,7 +43,7 @@ class AvroDecoder:
                 return index, schema_id
         raise AssertionError("a schema id that no record has")
 
-    def rows(self, chain: Chain, records: Sequence[Record]) -> Rows:
+    def rows(self, chain: Chain, records: Sequence[ConsumedRecord]) -> Rows:
         origin = Origin(chain.topic, chain.generation, chain.partition)
         flat = flatten_batch(origin, records, self._flatteners, self._keys[chain.topic])
         return Rows(flat.body, flat.rows, flat.schema_ids, [(bad.index, bad.detail) for bad in flat.undecodable])

@@ -16,7 +16,8 @@ from msgspec import Struct
 
 from services.s3_sink.limits import SinkSettings
 from services.s3_sink.packing import Pack
-from shared.kafka.chunks import Chunk, Partition, Record
+from shared.events.lineage import ConsumedRecord
+from shared.kafka.chunks import Chunk, Partition
 from shared.raw.keys import Chain
 from shared.raw.objects import LastRecord, RawObject, record_digest
 
@@ -30,7 +31,7 @@ class Undecodable(Struct, frozen=True):
     """A record whose bytes fail under a known schema: parked before the object that covers it is written."""
 
     chain: Chain
-    record: Record
+    record: ConsumedRecord
     detail: str
 
 
@@ -95,7 +96,7 @@ class Lane:
         self._empty()
 
     def _empty(self) -> None:
-        self.pending: list[Record] = []
+        self.pending: list[ConsumedRecord] = []
         self.pending_bytes = 0
         self.covered = self.start
         self.pack = Pack()
@@ -155,7 +156,7 @@ class Lane:
             )
         self.unproven = False
 
-    def absorb(self, records: Sequence[Record], rows: Rows) -> None:
+    def absorb(self, records: Sequence[ConsumedRecord], rows: Rows) -> None:
         """``records``, the first of ``pending``, are flattened, and ``rows`` of them are in ``pack``."""
         taken = len(records)
         rest = self.pending[taken:]

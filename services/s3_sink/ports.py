@@ -8,7 +8,8 @@ from enum import StrEnum
 from typing import Protocol
 
 from services.s3_sink.lane import Rows, Undecodable
-from shared.kafka.chunks import GroupCommit, LogBounds, Partition, Reading, Record
+from shared.events.lineage import ConsumedRecord
+from shared.kafka.chunks import GroupCommit, LogBounds, Partition, Reading
 from shared.raw.generation import TopicLife
 from shared.raw.keys import Chain
 
@@ -65,10 +66,10 @@ class Topics(Protocol):
 class Decoder(Protocol):
     """Avro to rows, by the schemas known so far."""
 
-    def ready(self, topic: str, records: Sequence[Record]) -> tuple[int, int | None]:
+    def ready(self, topic: str, records: Sequence[ConsumedRecord]) -> tuple[int, int | None]:
         """How many of ``records``, from the first, can be made into rows now, and the schema id that the next needs."""
 
-    def rows(self, chain: Chain, records: Sequence[Record]) -> Rows:
+    def rows(self, chain: Chain, records: Sequence[ConsumedRecord]) -> Rows:
         """CPU only, a few microseconds a record; runs in a thread. The records are ready."""
 
     async def learn(self, topic: str, schema_id: int) -> Learned:

@@ -18,7 +18,8 @@ from services.s3_sink.patience import Patience
 from services.s3_sink.ports import Decoder, Learned, Parking, RecordSource, Topics
 from services.s3_sink.writing import ObjectWriter
 from shared import logs, metrics
-from shared.kafka.chunks import Chunk, Partition, Record
+from shared.events.lineage import ConsumedRecord
+from shared.kafka.chunks import Chunk, Partition
 from shared.kafka.errors import TopicRefused
 from shared.raw.generation import GenerationRefused, TopicLife
 from shared.raw.ledger import Ledger
@@ -170,7 +171,7 @@ class Sink:
         if self._holds(lane) and lane.jumps == jumps:
             self._absorb(lane, *packed)
 
-    def _make_rows(self, lane: Lane, records: list[Record]) -> tuple[list[Record], Rows, bool]:
+    def _make_rows(self, lane: Lane, records: list[ConsumedRecord]) -> tuple[list[ConsumedRecord], Rows, bool]:
         pack, stops = lane.pack, False
         rows = self._decoder.rows(lane.chain, records) if records else NO_ROWS
         begins = first_of_long_run(rows.failed, lane.bad_in_a_row, self._settings.undecodable_in_a_row_max)
@@ -181,7 +182,7 @@ class Sink:
             pack.add(rows.ndjson)
         return records, rows, stops
 
-    def _absorb(self, lane: Lane, records: list[Record], rows: Rows, stops: bool) -> None:
+    def _absorb(self, lane: Lane, records: list[ConsumedRecord], rows: Rows, stops: bool) -> None:
         lane.absorb(records, rows)
         if stops:
             lane.halt()

@@ -22,7 +22,9 @@ from shared.retry import backoff
 
 log = get_logger(__name__)
 
-PER_SHARD = 4  # rows of one turn
+PER_SHARD = 4
+ROWS_MAX = PER_SHARD * SHARDS  # of one turn
+ROWS_FIRST = 8
 GROUPS_AT_ONCE = 16
 
 
@@ -34,8 +36,8 @@ class Stopping(Protocol):
 
 
 class WorksRows(Protocol):
-    async def work(self, hints: Sequence[Due]) -> None:
-        """Raises ``ParkedUnavailable``, ``ArchiveUnavailable``."""
+    async def work(self, hints: Sequence[Due]) -> bool:
+        """False: the batch took longer than a lease. Raises ``ParkedUnavailable``, ``ArchiveUnavailable``."""
 
 
 class WorksGroup(Protocol):
@@ -63,6 +65,7 @@ class Notifier:
     ) -> None:
         self._queue, self._groups, self._rows, self._teller, self._gauges = queue, groups, rows, teller, gauges
         self._poll_s, self._refresh_s, self._clock_ms, self._beat = poll_s, refresh_s, clock_ms, beat
+        self._rows_max = ROWS_FIRST
 
     async def run(self, stop: Stopping) -> None:
         """Until ``stop``; each lane then finishes the turn that it is in."""
@@ -76,9 +79,19 @@ class Notifier:
         self._beat()
         now_ms = self._clock_ms()
         queues = (self._queue.due("n", shard, now_ms, PER_SHARD) for shard in range(SHARDS))
-        due = [row for rows in await all_of(queues) for row in rows]
-        await self._rows.work(due)
+        due = sorted((row for rows in await all_of(queues) for row in rows), key=lambda row: row.due_ms)
+        if due:
+            self._learn(await self._rows.work(due[: self._rows_max]))
         return bool(due)
+
+    def _learn(self, was_in_time: bool) -> None:
+        """A batch that takes longer than a lease is begun anew by whoever comes next: a smaller one gets through."""
+        if was_in_time:
+            self._rows_max = min(ROWS_MAX, self._rows_max + self._rows_max // 4 + 1)
+            return
+        log.warning("batch_outlasted_lease", rows_max=self._rows_max,
+                    action="if this goes on with 1 row, raise TIDEMARK_NOTIFIER_LEASE_S")  # fmt: skip
+        self._rows_max = max(1, self._rows_max // 2)
 
     async def _turn_groups(self) -> bool:
         """Notices. Channels may take long: a turn ends with its slowest one."""

@@ -71,10 +71,15 @@ class Rows:
         self._rows, self._archive, self._chain, self._groups = rows, archive, chain, groups
         self._owners, self._disclosures, self._limits, self._timing = owners, disclosures, limits, timing
         self._worker, self._clock_ms, self._monotonic_s, self._unit = worker, clock_ms, monotonic_s, random_unit
+        self._late = 0  # rows of the present batch whose leases were over before they were done
 
-    async def work(self, hints: Sequence[Due]) -> None:
-        """Take each row that can be had one step further or more. Raises ``ArchiveUnavailable`` when nothing could be
-        archived, ``ParkedUnavailable``: then rows come due again after their leases."""
+    async def work(self, hints: Sequence[Due]) -> bool:
+        """Take each row that can be had one step further or more. False: for some the lease was too short.
+
+        Raises ``ArchiveUnavailable`` when nothing could be archived, ``ParkedUnavailable``: then rows come due again
+        after their leases.
+        """
+        self._late = 0
         claimed = await those_of(self._claim(hint) for hint in hints)
         kept = await self._keep([row for row in claimed if row.arch_sha is None])
         ready = [*kept, *(row for row in claimed if row.arch_sha is not None)]
@@ -83,6 +88,7 @@ class Rows:
         await all_of(self._wait(row) for row in ready if step_of(row, now_ms) == "wait")
         told = _by_group([row for row in ready if step_of(row, now_ms) == "tell"])
         await all_of(self._tell(rows) for rows in told)
+        return not self._late
 
     async def _claim(self, hint: Due) -> Claimed | None:
         try:
@@ -194,15 +200,16 @@ class Rows:
 
     async def _leased(self, row: Claimed, transition: Callable[[], Awaitable[_T]]) -> _T | None:
         """``None``: it was not done, for the lease is over or the row was woken."""
-        if self._monotonic_s() >= row.lease_until_s:
-            metrics.NOTIFIER_LEASE_LOST.inc()
-            return None
-        try:
-            return await transition()
-        except LeaseLost:
-            metrics.NOTIFIER_LEASE_LOST.inc()
-        except NotAllowed as refusal:
-            log.error("transition_refused", item=row.item_id, error=str(refusal))
+        if self._monotonic_s() < row.lease_until_s:
+            try:
+                return await transition()
+            except NotAllowed as refusal:
+                log.error("transition_refused", item=row.item_id, error=str(refusal))
+                return None
+            except LeaseLost:
+                pass
+        metrics.NOTIFIER_LEASE_LOST.inc()
+        self._late += self._monotonic_s() >= row.lease_until_s
         return None
 
     async def _did(self, row: Claimed, transition: Callable[[], Awaitable[None]]) -> bool:

@@ -65,7 +65,7 @@ class Database:
                 reset=_nothing_to_reset,
             )
         except (asyncpg.ClientConfigurationError, ValueError) as error:
-            raise CheckpointsMisconfigured(f"the Postgres dsn can't be used: {error}") from None
+            raise _unusable(error) from None
         database = cls(pool, settings)
         stack.push_async_callback(database._close)
         return database
@@ -98,7 +98,10 @@ class Database:
 
     async def _on_connection(self, work: Work[_T]) -> _T:
         # Bounded by its own timeout and never cancelled from outside: a cancelled acquire leaked connections (#464).
-        connection = await self._pool.acquire(timeout=self._settings.connect_timeout_s)
+        try:
+            connection = await self._pool.acquire(timeout=self._settings.connect_timeout_s)
+        except (asyncpg.ClientConfigurationError, ValueError) as error:  # what the dsn says is looked at here first
+            raise _unusable(error) from error
         try:
             return await work(connection)
         except asyncpg.PostgresError:
@@ -132,6 +135,10 @@ class Database:
 
 async def _nothing_to_reset(_connection: Any) -> None:
     """No statement of ours leaves session state behind: asyncpg's reset would cost a round trip a page."""
+
+
+def _unusable(error: Exception) -> CheckpointsMisconfigured:
+    return CheckpointsMisconfigured(f"the Postgres dsn can't be used ({error}); see TIDEMARK_POSTGRES_DSN")
 
 
 def _text(error: BaseException) -> str:

@@ -128,6 +128,16 @@ class EntityStatus(Struct, frozen=True, kw_only=True):
     seen_bytes: int
 
 
+class Standing(Struct, frozen=True, kw_only=True):
+    """Where the reading of one entity stands, all read at once: what an auditor holds the other stores against."""
+
+    state: CursorState
+    shown_us: int  # last stamp of the last committed page: whatever was shown up to here is recorded
+    commit_seq: int
+    held: bool  # a poller has the lease
+    unclean: bool  # the last owner did not release, and nobody has committed since
+
+
 class CursorMove(Struct, frozen=True, kw_only=True):
     """One row of ``cursor_history``. Equal moves in a row are kept as one, with their number in ``moves``."""
 

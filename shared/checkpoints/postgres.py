@@ -24,6 +24,7 @@ from shared.checkpoints.model import (
     Grant,
     PageCommit,
     SeenPage,
+    Standing,
     UnknownEntity,
     moved,
 )
@@ -256,9 +257,22 @@ class Checkpoints:
 
         return await self._database.run_once(move)
 
-    def all_seen(self, entity: str) -> AsyncIterator[SeenPage]:
+    async def standing(self, entity: str) -> Standing | None:
+        """``None``: it has never been polled."""
+        row = await self._fetchrow(sql.STANDING, entity)
+        if row is None:
+            return None
+        return Standing(
+            state=_state(row),
+            shown_us=row["shown_us"],
+            commit_seq=row["commit_seq"],
+            held=row["held"],
+            unclean=row["left_unclean"],
+        )
+
+    def all_seen(self, entity: str, after_seq: int = -1) -> AsyncIterator[SeenPage]:
         """Every seen page that is still in Postgres, whatever the floor, by rising ``seq``."""
-        return self._pages(sql.ALL_PAGES, entity)
+        return self._pages(sql.ALL_PAGES, entity, after_seq)
 
     # --- inside
 
@@ -282,8 +296,8 @@ class Checkpoints:
             raise Fenced(grant.entity, grant.epoch)
         return int(row["gone"])
 
-    async def _pages(self, statement: str, entity: str) -> AsyncIterator[SeenPage]:
-        seq = -1
+    async def _pages(self, statement: str, entity: str, after_seq: int = -1) -> AsyncIterator[SeenPage]:
+        seq = after_seq
         while rows := await self._fetch(statement, entity, seq, _PAGES_AT_ONCE):
             for row in rows:
                 yield SeenPage(**row)

@@ -182,6 +182,14 @@ LEFT JOIN (
 ORDER BY c.entity
 """
 
+STANDING = """
+SELECT cursor_us, swept_us, cap_swept_us, window_us, longest_answer_rows, newest_us, reading,
+    shown_us, commit_seq,
+    owner IS NOT NULL AND lease_until > clock_timestamp() AS held,
+    unclean OR (owner IS NOT NULL AND lease_until <= clock_timestamp()) AS left_unclean
+FROM tidemark.entity_cursor WHERE entity = $1
+"""
+
 PAUSE = """
 WITH changed AS (
     UPDATE tidemark.entity_cursor SET paused_reason = $2, paused_by = $3, paused_at = clock_timestamp()

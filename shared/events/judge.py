@@ -55,6 +55,13 @@ from shared.events.schema import (
 )
 
 Path = tuple[str | int, ...]
+ANY_KEY = "*"
+
+
+class _Key(str):
+    """A step of a path: the key of a map, which is the source's data."""
+
+    __slots__ = ()
 
 
 class Refused(Exception):
@@ -204,7 +211,8 @@ class _Walk:
                 if value.__class__ is not dict:
                     raise _wrong_type(path, "an object", value)
                 return {
-                    _clean(name, path): self.value(node.values, item, (*path, name)) for name, item in value.items()
+                    _clean(name, path): self.value(node.values, item, (*path, _Key(name)))
+                    for name, item in value.items()
                 }
 
     def record(self, node: Record, value: Any, path: Path) -> dict[str, Any]:
@@ -426,7 +434,10 @@ def _clean(text: str, path: Path) -> str:
 
 
 def _refused(path: Path, detail: str, reason: Reason = Reason.INVALID) -> Refused:
-    return Refused(RejectedEvent(reason, pointer(*path), detail))
+    if not any(step.__class__ is _Key for step in path):
+        return Refused(RejectedEvent(reason, pointer(*path), detail))
+    masked = pointer(*(ANY_KEY if step.__class__ is _Key else step for step in path))
+    return Refused(RejectedEvent(reason, masked, detail, pointer(*path)))
 
 
 def _wrong_type(path: Path, expected: str, value: Any) -> Refused:

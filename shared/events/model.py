@@ -23,12 +23,18 @@ class Reason(StrEnum):
 class RejectedEvent(Struct, frozen=True, gc=False):
     """Why one event was refused: ``path`` is a JSON pointer into it (``""``: the whole), ``detail`` names the rule.
 
-    ``detail`` never quotes a value of the event: it goes to logs and notices.
+    Neither quotes a value of the event: they go to logs and notices. So the keys of a map, which are the source's data,
+    stand as ``*`` in ``path``; ``place`` is the pointer with them, where there are any: for whoever has the event too.
     """
 
     reason: Reason
     path: str
     detail: str
+    place: str = ""
+
+    @property
+    def exact_path(self) -> str:
+        return self.place or self.path
 
 
 class EventRules(Struct, frozen=True, kw_only=True):

@@ -119,7 +119,7 @@ def repair(
     unused = list(rules)
     while refusal.reason is Reason.INVALID:
         before = len(applied)
-        for rule in [rule for rule in unused if _is_called_by(rule, _steps(refusal.path))]:
+        for rule in [rule for rule in unused if _is_called_by(rule, _steps(refusal.exact_path))]:
             raw, times = apply(rule, raw)
             if times:
                 unused.remove(rule)

@@ -1,29 +1,16 @@
 """What a consumer hands over. Pure: no client library."""
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from msgspec import Struct
+
+from shared.events.lineage import ConsumedRecord
 
 
 class Partition(NamedTuple):
     topic: str
     partition: int
-
-
-class Record(Protocol):
-    """One record as aiokafka hands it over. ``timestamp`` is in milliseconds since 1970."""
-
-    @property
-    def offset(self) -> int: ...
-    @property
-    def timestamp(self) -> int: ...
-    @property
-    def key(self) -> bytes | None: ...
-    @property
-    def value(self) -> bytes | None: ...
-    @property
-    def headers(self) -> Sequence[tuple[str, bytes | None]]: ...
 
 
 class Chunk(Struct, frozen=True):
@@ -32,7 +19,7 @@ class Chunk(Struct, frozen=True):
     partition: Partition
     begins_at: int
     next_offset: int
-    records: Sequence[Record]
+    records: Sequence[ConsumedRecord]
 
 
 class Reading(Struct, frozen=True):

@@ -33,7 +33,8 @@ from aiokafka.structs import OffsetAndMetadata
 from msgspec import Struct
 
 from shared import logs
-from shared.kafka.chunks import Chunk, GroupCommit, Partition, Reading, Record
+from shared.events.lineage import ConsumedRecord
+from shared.kafka.chunks import Chunk, GroupCommit, Partition, Reading
 from shared.kafka.client_logs import quiet_client_logs
 from shared.kafka.errors import KafkaUnreachable
 from shared.kafka.settings import KafkaSettings
@@ -268,7 +269,7 @@ class GroupConsumer:
         unreadable: dict[Partition, str] = {}
         is_clean = True
         for partition in self._reading_now():
-            tp, records = TopicPartition(*partition), list[Record]()
+            tp, records = TopicPartition(*partition), list[ConsumedRecord]()
             failure = await self._take_apart(consumer, tp, records)
             chunks += self._kept({tp: records})
             is_clean = is_clean and failure is None and len(records) < RECORDS_APART_MAX
@@ -288,7 +289,7 @@ class GroupConsumer:
         return Reading(chunks, unreadable=unreadable)
 
     async def _take_apart(
-        self, consumer: AIOKafkaConsumer, tp: TopicPartition, records: list[Record]
+        self, consumer: AIOKafkaConsumer, tp: TopicPartition, records: list[ConsumedRecord]
     ) -> Exception | None:
         """Append what comes before the first failure, and stand there. Record by record, or what was unpacked before
         the failure would be lost with it.
@@ -318,7 +319,7 @@ class GroupConsumer:
         idle = self._held | self._unreadable
         return [partition for partition in self._positions if partition not in idle and self._is_ours(partition)]
 
-    def _kept(self, records: dict[TopicPartition, list[Record]]) -> list[Chunk]:
+    def _kept(self, records: dict[TopicPartition, list[ConsumedRecord]]) -> list[Chunk]:
         chunks: list[Chunk] = []
         assert self._consumer is not None
         for partition, begins_at in list(self._positions.items()):

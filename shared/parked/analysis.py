@@ -65,6 +65,7 @@ class NotYet(Struct, frozen=True):
     why: str  # the rule that failed; never a value
     fingerprint: str  # what it was tried against, to be remembered with it
     retry_at_us: int | None = None  # when the clock alone will have changed the answer
+    place: str = ""  # ``path`` with the keys of maps, where there are any: the source's data
 
 
 class _Fit(Struct, frozen=True):
@@ -147,7 +148,7 @@ class Analyst:
         return Retriable(key, fit.value, op, raw, event.rev + bool(applied), applied)
 
     def _not_yet(self, why: RejectedEvent, retry_at_us: int | None = None) -> NotYet:
-        return NotYet(why.reason, why.path, why.detail, self.fingerprint, retry_at_us)
+        return NotYet(why.reason, why.path, why.detail, self.fingerprint, retry_at_us, why.place)
 
     def _decoded(self, event: ParkedEvent, position: KafkaPosition) -> Retriable | NotYet:
         headers = dict(position.headers)

@@ -33,7 +33,15 @@ class Rows(Protocol):
 
     async def look(self, place: Place) -> Row | None: ...
 
-    async def wake(self, place: Place, spread_s: float, by: str, *, operator: bool = False) -> bool: ...
+    async def wake(
+        self,
+        place: Place,
+        spread_s: float,
+        by: str,
+        *,
+        operator: bool = False,
+        stale_after_s: float | None = None,
+    ) -> bool: ...
 
     async def claim(self, hint: Hint, worker: str, lease_s: float, *, early: bool = False) -> Claimed | None:
         """Raises ``BodyLost``."""
@@ -82,11 +90,15 @@ class Pace:
 
 
 class Waker:
-    """Wakes single rows for an operator, once per ``by``."""
+    """Wakes single rows for an operator, once per ``by``.
 
-    def __init__(self, rows: Rows, clock_ms: Callable[[], int]) -> None:
+    ``patience``: an entity's ``stale_after_s``, by which its events get their new deadline; ``None``: the policy's.
+    """
+
+    def __init__(self, rows: Rows, clock_ms: Callable[[], int], patience: Callable[[str], float | None]) -> None:
         self._rows = rows
         self._clock_ms = clock_ms
+        self._patience = patience
 
     async def wake(self, place: Place, by: str, selection: Selection | None = None) -> Woke:
         """Held and stale rows are woken; a parked one that is due later is due now. Raises ``ParkedUnavailable``."""
@@ -99,7 +111,8 @@ class Waker:
             return "gone"
         if row.state is State.PARKED:
             return await self._hurry(row, by)
-        if await self._rows.wake(row, SPREAD_S, by, operator=True):
+        stale_after_s = self._patience(row.event.entity)
+        if await self._rows.wake(row, SPREAD_S, by, operator=True, stale_after_s=stale_after_s):
             return "woken"
         return "gone" if await self._rows.look(place) is None else "due"
 

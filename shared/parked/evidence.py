@@ -37,6 +37,10 @@ _TAKEN = frozenset({"412", "PreconditionFailed"})
 class ArchiveUnavailable(Exception):
     """The bucket does not answer, or not with yes: nothing may be told or deleted until it does."""
 
+    def __init__(self, text: str, *, is_missing: bool = False) -> None:
+        super().__init__(text)
+        self.is_missing = is_missing  # the bucket does not exist
+
 
 class EvidenceMissing(Exception):
     """There is no such object."""
@@ -203,13 +207,18 @@ class Archive:
             return False
         return True
 
+    async def demand(self) -> None:
+        """One cheap call, before a reader takes a missing bucket for an empty one. Raises ``ArchiveUnavailable``."""
+        if await self._call("head_bucket", budget_s=2.0) is None:
+            raise self._missing()
+
     async def answers(self) -> str | None:
-        """Why the bucket can't be used, if so: one cheap call, for readiness."""
+        """Why the bucket can't be used, if so: for readiness."""
         try:
-            found = await self._call("head_bucket", budget_s=2.0)
+            await self.demand()
         except ArchiveUnavailable as error:
             return str(error)
-        return None if found is not None else f"the bucket {self._bucket} does not exist; run `tidemark bootstrap`"
+        return None
 
     def uri(self, key: str) -> str:
         return f"s3://{self._bucket}/{self._root}{key}"
@@ -223,7 +232,7 @@ class Archive:
                 raise
             return False
         if put is None:
-            raise ArchiveUnavailable(f"the bucket {self._bucket} does not exist; run `tidemark bootstrap`")
+            raise self._missing()
         return True
 
     async def get(self, key: str) -> bytes | None:
@@ -265,6 +274,11 @@ class Archive:
                 return sorted(found)
             assert answer is not None
             more = {"ContinuationToken": answer["NextContinuationToken"]}
+
+    def _missing(self) -> ArchiveUnavailable:
+        return ArchiveUnavailable(
+            f"the bucket {self._bucket} does not exist; run `tidemark bootstrap`", is_missing=True
+        )
 
     async def _metadata(self, key: str) -> dict[str, str] | None:
         answer = await self._call("head_object", Key=self._root + key)

@@ -37,7 +37,7 @@ class Cause(Struct, frozen=True, order=True):
 
     entity: str
     reason: Reason
-    path: str  # a JSON pointer with ``*`` for places in arrays
+    path: str  # a JSON pointer with ``*`` for places in arrays and keys of maps
     fingerprint: str  # of the contract that refused them; "": none
 
     @property

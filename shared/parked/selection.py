@@ -6,7 +6,7 @@ from msgspec import Struct, to_builtins
 from msgspec.structs import replace
 
 from shared.events.model import Reason
-from shared.parked.causes import cause_path
+from shared.parked.causes import ANY, fits
 from shared.parked.groups import cause_of
 from shared.parked.items import ParkedRow
 from shared.parked.leases import Row
@@ -26,7 +26,7 @@ class Selection(Struct, frozen=True, kw_only=True, omit_defaults=True):
     state: State | None = None
     owner: str | None = None
     path: str | None = None
-    """A JSON pointer; with ``*`` for any place in an array."""
+    """A JSON pointer; ``*`` stands for any one step of it."""
     key: str | None = None
     group: str | None = None
     """A root cause's id, as notices and ``groups`` show it."""
@@ -37,7 +37,7 @@ class Selection(Struct, frozen=True, kw_only=True, omit_defaults=True):
     @property
     def filter(self) -> ParkedFilter:
         """As much of it as the index can see to. ``takes`` decides."""
-        exact_path = self.path if self.path is not None and "*" not in self.path else None
+        exact_path = self.path if self.path is not None and ANY not in self.path else None
         return ParkedFilter(
             entities=self.entities,
             reasons=self.reasons or tuple(Reason),
@@ -51,7 +51,7 @@ class Selection(Struct, frozen=True, kw_only=True, omit_defaults=True):
     @property
     def is_all_index(self) -> bool:
         """The index's own filters are enough."""
-        return self.key is None and self.group is None and not self.ids and "*" not in (self.path or "")
+        return self.key is None and self.group is None and not self.ids and ANY not in (self.path or "")
 
     @property
     def partitions(self) -> list[str]:
@@ -83,7 +83,7 @@ class Selection(Struct, frozen=True, kw_only=True, omit_defaults=True):
             (not self.reasons or refused.reason in self.reasons)
             and (self.state is None or state is self.state)
             and (self.owner is None or refused.owner == self.owner)
-            and (self.path is None or self.path in (refused.path, cause_path(refused.path)))
+            and (self.path is None or fits(self.path, refused.path))
             and (self.key is None or key == legible(self.key, KEY_CHARS_MAX))
             and (not self.ids or item_id in self.ids)
             and (self.group is None or cause_of(refused).id == self.group)

@@ -5,8 +5,10 @@ after shard. Rows are eventually consistent, a hint; events are read from the ta
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
-from typing import Any, Protocol
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterable, Iterator, Sequence
+from contextlib import aclosing
+from typing import Any, Generic, Protocol, TypeVar
 
 from msgspec import structs
 
@@ -19,8 +21,11 @@ from shared.parked.queries import READ_BUDGET_S, ParkedFilter, group_query
 
 BATCH_KEYS = 100  # of BatchGetItem: the service's limit
 CHUNK_RAW_BYTES_MAX = 8 * 1024 * 1024  # of the events in hand; a single larger one is a chunk of its own
+READ_AHEAD = 4
+"""Chunks under way while one is worked on, all of them together no larger than one may be."""
 
 _Key = tuple[str, str]
+_T = TypeVar("_T")
 
 
 class ParkedRows(Protocol):
@@ -58,15 +63,34 @@ class ParkedStreams:
                     async for page in self._pages(query):
                         yield page
 
-    async def events(self, rows: Sequence[ParkedRow]) -> AsyncIterator[list[ParkedEvent | None]]:
+    async def events(self, rows: Sequence[ParkedRow]) -> AsyncGenerator[list[ParkedEvent | None], None]:
         """Complete with the newest rev's bytes, in order, a hundred rows or 8 MB at a time; ``None``: gone, or its body
-        is. Read consistently, in batches. Raises ``ParkedUnavailable``.
+        is. Read consistently, in batches, and ahead: close it where it isn't read to its end. Raises
+        ``ParkedUnavailable``.
         """
-        for start in range(0, len(rows), BATCH_KEYS):
-            keys = [(row.pk, row.sk) for row in rows[start : start + BATCH_KEYS]]
-            metas = await self._read(keys)
-            for chunk in _chunks(metas.get(key) for key in keys):
-                yield await self._complete(chunk)
+        ahead = _Ahead[list[ParkedEvent | None]](CHUNK_RAW_BYTES_MAX)
+        async with aclosing(self._metas(rows)) as metas, aclosing(ahead):
+            async for chunk in metas:
+                raw_bytes = _raw_bytes(chunk)
+                while not ahead.has_room(raw_bytes):
+                    yield await ahead.first()
+                ahead.begin(self._complete(chunk), raw_bytes)
+            while ahead:
+                yield await ahead.first()
+
+    async def _metas(self, rows: Sequence[ParkedRow]) -> AsyncGenerator[list[Item | None], None]:
+        """Cut so that their events fit in memory together."""
+        parts = [
+            [(row.pk, row.sk) for row in rows[start : start + BATCH_KEYS]] for start in range(0, len(rows), BATCH_KEYS)
+        ]
+        left = iter(parts)
+        async with aclosing(_Ahead[dict[_Key, Item]](0)) as ahead:
+            for keys in parts:
+                while ahead.has_room(0) and (following := next(left, None)) is not None:
+                    ahead.begin(self._read(following), 0)
+                found = await ahead.first()
+                for chunk in _chunks(found.get(key) for key in keys):
+                    yield chunk
 
     async def _complete(self, metas: list[Item | None]) -> list[ParkedEvent | None]:
         rows = [None if item is None else read_row(item) for item in metas]
@@ -121,12 +145,49 @@ async def load(row: ParkedRow, parked: Readable) -> ParkedEvent | None:
         return None
 
 
+class _Ahead(Generic[_T]):
+    """Reads that have begun and are wanted later, in order: at most ``READ_AHEAD``, and ``bytes_max`` together."""
+
+    def __init__(self, bytes_max: int) -> None:
+        self._bytes_max = bytes_max
+        self._bytes = 0
+        self._begun: deque[tuple[asyncio.Task[_T], int]] = deque()
+
+    def __bool__(self) -> bool:
+        return bool(self._begun)
+
+    def has_room(self, own_bytes: int) -> bool:
+        """One alone always has."""
+        return not self._begun or (len(self._begun) < READ_AHEAD and self._bytes + own_bytes <= self._bytes_max)
+
+    def begin(self, read: Coroutine[Any, Any, _T], own_bytes: int) -> None:
+        self._begun.append((asyncio.create_task(read, name="parked-read-ahead"), own_bytes))
+        self._bytes += own_bytes
+
+    async def first(self) -> _T:
+        task, own_bytes = self._begun[0]
+        found = await task
+        self._begun.popleft()
+        self._bytes -= own_bytes
+        return found
+
+    async def aclose(self) -> None:
+        tasks = [task for task, _ in self._begun]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _raw_bytes(chunk: Iterable[Item | None]) -> int:
+    return sum(0 if item is None else int(item["raw_bytes"]["N"]) for item in chunk)
+
+
 def _chunks(metas: Iterable[Item | None]) -> Iterator[list[Item | None]]:
     """Cut so that their raw bytes fit in memory together."""
     chunk: list[Item | None] = []
     raw_bytes = 0
     for item in metas:
-        own_bytes = 0 if item is None else int(item["raw_bytes"]["N"])
+        own_bytes = _raw_bytes([item])
         if chunk and raw_bytes + own_bytes > CHUNK_RAW_BYTES_MAX:
             yield chunk
             chunk, raw_bytes = [], 0

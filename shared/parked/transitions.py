@@ -310,12 +310,20 @@ class Transitions:
         else:
             await self.stale(claimed, after.why, error=error, outcome=after.outcome, **changes)
 
-    async def wake(self, place: Place, spread_s: float, by: str, *, operator: bool = False) -> bool:
+    async def wake(
+        self,
+        place: Place,
+        spread_s: float,
+        by: str,
+        *,
+        operator: bool = False,
+        stale_after_s: float | None = None,
+    ) -> bool:
         """The cause is gone: back to PARKED with no attempts counted, due within ``spread_s``, in a new round.
 
         True: this call woke it. False: nothing to wake (gone, PARKED, or STALE without ``operator``). An operator's
-        wake sets a new deadline. A leased row comes due no sooner than its lease ends: its holder may still finish with
-        ``published``, but can't put it back to sleep.
+        wake sets a new deadline, by ``stale_after_s``, the entity's own. A leased row comes due no sooner than its
+        lease ends: its holder may still finish with ``published``, but can't put it back to sleep.
         """
         token = token_hex(8)
         states = (State.HELD, State.STALE) if operator else (State.HELD,)
@@ -327,7 +335,7 @@ class Transitions:
             now_ms = self._clocks.wall_ms()
             sets = _new_round(row, now_ms, spread_s, by, "woken") | {"done_tok": wire(token)}
             if operator:
-                sets["deadline_at"] = wire(deadline_ms(row.event.reason, now_ms))
+                sets["deadline_at"] = wire(deadline_ms(row.event.reason, now_ms, stale_after_s))
             values = {"ver": wire(row.ver)}
             answer = await self._update(transition, row, values, sets, computes=_NEW_ROUND, removes=_EVIDENCE)
             if answer.item is not None and _text(answer.item, "done_tok") == token:
@@ -361,8 +369,10 @@ class Transitions:
         """
         await self._leave("finish", claimed, {"now": wire(self._clocks.wall_ms())})
 
-    async def edit(self, row: Row, raw: bytes, who: str, why: str) -> Row:
+    async def edit(self, row: Row, raw: bytes, who: str, why: str, *, stale_after_s: float | None = None) -> Row:
         """Back to PARKED with other bytes, under the next rev; the original stays. Takes a lease away from its holder.
+
+        The new deadline is by ``stale_after_s``, the entity's own.
 
         Raises ``RowChanged`` when the row is no longer as ``row`` shows it, ``ValueError`` after ``EDITS_MAX`` edits.
         """
@@ -375,7 +385,7 @@ class Transitions:
         sets = _new_round(row, now_ms, 0.0, who, "edited") | {
             "rev": wire(rev),
             "edits": edits_wire((*row.edits, edit)),
-            "deadline_at": wire(deadline_ms(row.event.reason, now_ms)),
+            "deadline_at": wire(deadline_ms(row.event.reason, now_ms, stale_after_s)),
         }
         removes = (*_EVIDENCE, "lease_tok", "lease_own")
         answer = await self._update("edit", row, {"ver": wire(row.ver)}, sets, computes=_NEW_ROUND, removes=removes)

@@ -4,6 +4,7 @@ The promise that the cursor relies on: when ``deliver`` returns, each event is a
 parked store. It may take as long as the world needs; it never drops and never guesses.
 """
 
+import asyncio
 import time
 from collections.abc import Iterator, Sequence
 from typing import Protocol
@@ -13,7 +14,9 @@ from msgspec import Struct
 
 from shared import metrics
 from shared.events.contract import Contract
-from shared.events.model import Event, Reason, RejectedEvent, Sighting
+from shared.events.identity import Identifier
+from shared.events.model import Event, EventRules, Reason, RejectedEvent, Sighting
+from shared.events.repair import RepairRule, repair
 from shared.kafka.records import NotPublished, Outgoing, event_headers
 from shared.parked.calls import ParkedUnavailable
 from shared.parked.model import ParkedEvent, parked_from_event
@@ -23,7 +26,7 @@ from shared.retry import Wakes, backoff
 log = structlog.get_logger(__name__)
 
 DATA_REASONS = frozenset({Reason.INVALID, Reason.HOSTILE, Reason.FUTURE, Reason.TOO_LARGE})
-"""What the event itself is to blame for: the brake counts these and nothing else."""
+"""What the event itself is to blame for: the brake counts these and nothing else, and none that a repair will cure."""
 
 _NOT_SENT = frozenset({Reason.KAFKA_UNAVAILABLE, Reason.KAFKA_TOPIC})
 """Certainly not written, and may be taken later: what the outage budget is for."""
@@ -66,6 +69,13 @@ class Destination(Struct, frozen=True, kw_only=True):
     stale_after_s: float | None = None
 
 
+class Repairs(Struct, frozen=True):
+    """What the retrier will do to refused events: of ``rules``' entity."""
+
+    rules: EventRules
+    repairs: tuple[RepairRule, ...]
+
+
 class Delivery:
     """Delivers the pages of one entity, one at a time."""
 
@@ -77,6 +87,7 @@ class Delivery:
         publisher: RecordPublisher,
         parked: ParkingPlace,
         stop: Wakes,
+        repairs: Repairs | None = None,
     ) -> None:
         self.contract = contract  # replaced when a new schema version appears
         self._to = destination
@@ -85,6 +96,8 @@ class Delivery:
         self._parked = parked
         self._stop = stop
         self._parked_in_outage = 0
+        self._repairs = () if repairs is None else repairs.repairs
+        self._identifier = None if repairs is None else Identifier(repairs.rules)
 
     async def deliver(self, events: Sequence[Event]) -> None:
         """Make each event durable. Raises ``PauseEntity`` before anything was sent, ``Interrupted`` on a stop."""
@@ -92,6 +105,8 @@ class Delivery:
             return
         verdicts = self._encoded(events)
         invalid = [type(verdict) is RejectedEvent and verdict.reason in DATA_REASONS for verdict in verdicts]
+        if self._repairs and any(invalid):
+            invalid = await asyncio.to_thread(self._incurable, events, verdicts)
         now_s = time.monotonic()
         if why := self._brake.refusal(now_s, invalid):
             raise PauseEntity("too_many_invalid", why)
@@ -122,6 +137,29 @@ class Delivery:
         except Exception as error:
             log.exception("event_tripped_our_code", entity=self._to.entity)
             return RejectedEvent(Reason.BUG, "", f"{type(error).__name__} in our own code")
+
+    def _incurable(self, events: Sequence[Event], verdicts: Sequence[bytes | RejectedEvent | None]) -> list[bool]:
+        """Which of them nothing that the entity's owner has declared will cure: those are too many, or not."""
+        return [
+            type(verdict) is RejectedEvent
+            and verdict.reason in DATA_REASONS
+            and not self._is_curable(event.sighting.raw, verdict)
+            for event, verdict in zip(events, verdicts, strict=True)
+        ]
+
+    def _is_curable(self, raw: bytes, refusal: RejectedEvent) -> bool:
+        if refusal.reason is not Reason.INVALID:
+            return False
+        try:
+            return not isinstance(repair(raw, refusal, self._repairs, self._judged), RejectedEvent)
+        except Exception:
+            log.exception("event_tripped_our_code", entity=self._to.entity)
+            return False
+
+    def _judged(self, raw: bytes) -> tuple[bytes | None] | RejectedEvent:
+        assert self._identifier is not None, "there are repairs"
+        verdict = self._encoded_alone(self._identifier.identify([raw])[0])
+        return verdict if isinstance(verdict, RejectedEvent) else (verdict,)
 
     async def _send(self, pending: list[tuple[Event, Outgoing]]) -> None:
         waits = backoff(1, 30)

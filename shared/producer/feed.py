@@ -3,26 +3,25 @@
 Nothing of the body is judged here, nor is its content type believed: that is for whoever splits it into events.
 """
 
-import asyncio
-import email.utils
 import ssl
 import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import ClassVar, Protocol
 from urllib.parse import urlsplit
 
 import aiohttp
 import httpx
-from httpx_aiohttp import AiohttpTransport
 from msgspec import Struct
 
 from shared.config import ConfigError
 from shared.entities import Source, TimeFormat
 from shared.producer.budget import HostBudget, HostBudgets, HostResting
+from shared.producer.exchange import Transport, causes, read_date_us, read_number, read_retry_after_s
 
 CONNECTIONS_MAX = 100
 """Per source. An entity has one request in flight."""
@@ -30,7 +29,6 @@ TOTAL_S = 120.0
 """One request may take so long, however steadily it drips; looked at between two pieces of the body."""
 RATE_LIMITED_S = 30.0
 """The rest after a 429 that doesn't say how long."""
-_RETRY_AFTER_DIGITS_MAX = 12
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -144,8 +142,9 @@ class FeedClient:
         parts = urlsplit(source.url)
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.password:
             raise ConfigError([f"source {source.name}: expected a url http(s)://host/path, without user or password"])
+        context = _tls(source)
         client = httpx.AsyncClient(
-            transport=_Transport(_tls(source), total_s),
+            transport=Transport(context, partial(_connector, context), total_s),
             timeout=httpx.Timeout(
                 connect=source.connect_timeout_s, read=source.read_timeout_s, write=source.read_timeout_s, pool=10
             ),
@@ -198,11 +197,11 @@ class FeedClient:
         url = httpx.URL(self.source.url, params=parameters)
         async with self._client.stream("GET", url, headers=self._headers(no_cache)) as response:
             self._budget.reached()
-            date_us = _http_date_us(response.headers.get("date"))
+            date_us = read_date_us(response.headers.get("date"))
             self._judge_status(response, date_us)
             body = await self._body(response, started_s)
         answer = FeedAnswer(body, date_us, time.monotonic() - started_s, requests)
-        return _seconds(response.headers.get("age")) or 0, answer
+        return read_number(response.headers.get("age")) or 0, answer
 
     def _headers(self, no_cache: bool) -> dict[str, str]:
         headers = {"cache-control": "no-cache", "pragma": "no-cache"} if no_cache else {}
@@ -218,7 +217,7 @@ class FeedClient:
     def _judge_status(self, response: httpx.Response, date_us: int | None) -> None:
         """Return on 200, else raise what the status means. Bodies of errors are not read."""
         status = response.status_code
-        retry_after_s = _retry_after_s(response.headers.get("retry-after"), date_us)
+        retry_after_s = read_retry_after_s(response.headers.get("retry-after"), date_us)
         if status == 200:
             return
         if status == 429 or (status == 503 and retry_after_s is not None):
@@ -238,7 +237,7 @@ class FeedClient:
 
     async def _body(self, response: httpx.Response, started_s: float) -> bytes:
         limit = self.source.body_bytes_max
-        if (_seconds(response.headers.get("content-length")) or 0) > limit:
+        if (read_number(response.headers.get("content-length")) or 0) > limit:
             raise _too_large(limit)
         inflate = _inflater(response.headers.get("content-encoding", ""), limit)
         pieces: list[bytes] = []
@@ -257,10 +256,10 @@ class FeedClient:
 
     def _failure(self, error: BaseException) -> SourceError:
         name = self.source.name
-        if any(isinstance(cause, ssl.SSLError | ssl.CertificateError) for cause in _causes(error)):
+        if any(isinstance(cause, ssl.SSLError | ssl.CertificateError) for cause in causes(error)):
             return SourceAuth(f"source {name}: no trusted TLS connection ({error}); check its certificate and ca_file")
         if any(
-            isinstance(cause, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError) for cause in _causes(error)
+            isinstance(cause, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError) for cause in causes(error)
         ):
             return SourceUnavailable(f"source {name} can't be reached ({error})", self._budget.unreachable())
         return SourceUnavailable(f"source {name}: no whole answer ({error or type(error).__name__})")
@@ -295,28 +294,8 @@ class _Refused(Exception):
     """The source does not know us, or not the entity; a new secret may help."""
 
 
-class _Transport(AiohttpTransport):
-    """aiohttp under httpx's interface, with a deadline up to the end of the headers, which else could drip for ever.
-
-    The deadline cancels inside aiohttp, which then closes the connection; httpcore, which leaks its pool's slots on
-    cancellation, is not in use.
-    """
-
-    def __init__(self, context: ssl.SSLContext, total_s: float) -> None:
-        super().__init__(verify=context, trust_env=False, client=lambda: _session(context))
-        self._total_s = total_s
-
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        try:
-            async with asyncio.timeout(self._total_s):
-                return await super().handle_async_request(request)
-        except TimeoutError:
-            raise httpx.ReadTimeout(f"no whole headers within {self._total_s:.0f} s") from None
-
-
-def _session(context: ssl.SSLContext) -> aiohttp.ClientSession:
-    connector = aiohttp.TCPConnector(limit=CONNECTIONS_MAX, ssl=context, keepalive_timeout=60)
-    return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar(), trust_env=False)
+def _connector(context: ssl.SSLContext) -> aiohttp.BaseConnector:
+    return aiohttp.TCPConnector(limit=CONNECTIONS_MAX, ssl=context, keepalive_timeout=60)
 
 
 def _tls(source: Source) -> ssl.SSLContext:
@@ -363,44 +342,3 @@ def _too_large(limit: int) -> SourceTooLarge:
     return SourceTooLarge(
         f"the body is larger than {limit} bytes: lower page_rows, or raise the source's body_bytes_max"
     )
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """The error and those behind it, ten at most."""
-    cause: BaseException | None = error
-    for _ in range(10):
-        if cause is None:
-            return
-        yield cause
-        if isinstance(
-            inner := getattr(cause, "certificate_error", None) or getattr(cause, "os_error", None), BaseException
-        ):
-            yield inner
-        cause = cause.__cause__ or cause.__context__
-
-
-def _seconds(text: str | None) -> int | None:
-    """A header's non-negative number; ``None`` when it is absent or none (RFC 9111: such a field is ignored)."""
-    text = (text or "").strip()
-    return int(text) if text.isascii() and text.isdigit() and len(text) <= _RETRY_AFTER_DIGITS_MAX else None
-
-
-def _http_date_us(text: str | None) -> int | None:
-    if text is None:
-        return None
-    try:
-        moment = email.utils.parsedate_to_datetime(text)
-        since = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)) - _EPOCH
-    except (ValueError, OverflowError):
-        return None
-    return (since.days * 86_400 + since.seconds) * 1_000_000
-
-
-def _retry_after_s(text: str | None, server_date_us: int | None) -> float | None:
-    """Seconds, or until a date by the server's own clock where it tells it. ``None``: absent or unreadable."""
-    if (seconds := _seconds(text)) is not None:
-        return float(seconds)
-    if (until_us := _http_date_us(text)) is None:
-        return None
-    now_us = server_date_us if server_date_us is not None else int(time.time() * 1_000_000)
-    return max(0.0, (until_us - now_us) / 1_000_000)

@@ -30,7 +30,7 @@ from shared.producer import schemas
 from shared.producer.brake import Brake
 from shared.producer.budget import HostBudgets
 from shared.producer.capture import CHECKPOINTS_AWAY, Capture, paused_under
-from shared.producer.delivery import Delivery, Destination
+from shared.producer.delivery import Delivery, Destination, Repairs
 from shared.producer.feed import ChangeFeed, FeedClient
 from shared.registry.cache import SchemaCache
 from shared.registry.client import Registry, RegistryError, RegistryRefused, RegistryUnavailable
@@ -202,8 +202,9 @@ class Producer:
             outage_parked_events_max=entity.outage_parked_events_max,
             stale_after_s=entity.stale_after_s,
         )
-        delivery = Delivery(destination, contract, Brake(entity.pause), self.publisher, self.parked, ended)
         rules = entity.rules
+        repairs = Repairs(rules, entity.repairs)
+        delivery = Delivery(destination, contract, Brake(entity.pause), self.publisher, self.parked, ended, repairs)
         feed = ChangeFeed(
             self._feeds[entity.source.name],
             entity.source_entity,

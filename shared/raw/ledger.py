@@ -20,6 +20,9 @@ HEADS_AT_ONCE = 16
 ROWS_BYTES_MAX = 2 * 1024 * 1024 * 1024
 """An object that inflates beyond this was not written by us."""
 
+INLINE_BYTES_MAX = 64 * 1024
+"""A larger body is proved and inflated in a thread."""
+
 EMPTY_BODY = zstandard.ZstdCompressor(level=3).compress(b"")
 
 
@@ -32,6 +35,16 @@ class Tail(Struct, frozen=True):
     next_start: int
     newest: RawObject | None
     last: LastRecord | None
+
+
+class Floor(Struct, frozen=True, kw_only=True):
+    """The body of a floor: raised before anything below it is deleted, and never lowered."""
+
+    floor: int = 0
+    last_ms: int | None = None
+    """The newest record that lay below it. ``None``: none did, or nobody knows."""
+    set_at: str = ""
+    set_by: str = ""
 
 
 class Damaged(Exception):
@@ -108,15 +121,40 @@ class Ledger:
         metadata = await self._store.head(self.keys.link(chain, start))
         return None if metadata is None else from_metadata(chain, start, metadata)
 
+    async def covering(self, chain: Chain, offset: int) -> RawObject | None:
+        """The object that begins at or below ``offset`` and ends at or behind it: a few requests. The floor is not
+        looked at."""
+        found: str | None = None
+        back = 1
+        while found is None:
+            low = max(0, offset - back)
+            after, last = self.keys.before(chain, low), self.keys.before(chain, offset + 1)
+            found = await self._last_key(chain, after, last)
+            if low == 0:
+                break
+            back *= 8
+        link = None if found is None else await self.link(chain, self.keys.parse(found)[1])
+        return link if link is not None and link.start <= offset <= link.end else None
+
+    async def _last_key(self, chain: Chain, after: str, before: str) -> str | None:
+        """The greatest key between the two."""
+        found: str | None = None
+        while True:
+            page = await self._store.keys_after(self.keys.chain(chain), after)
+            fitting = [key for key in page.keys if key < before]
+            if fitting:
+                found = after = fitting[-1]
+            if not page.more or len(fitting) < len(page.keys):
+                return found
+
     async def floor(self, chain: Chain) -> int:
         """Objects that begin below it are no part of the ledger. 0 where none was set."""
+        return (await self.floor_set(chain)).floor
+
+    async def floor_set(self, chain: Chain) -> Floor:
+        """The floor, and what is known of what lay below. Raises ``NotOurs``."""
         stored = await self._store.read(self.keys.floor(chain))
-        if stored is None:
-            return 0
-        try:
-            return msgspec.json.decode(stored.body, type=_Floor).floor
-        except msgspec.MsgspecError as error:
-            raise NotOurs(f"{self.keys.floor(chain)!r} can't be read as a floor: {error}") from error
+        return Floor() if stored is None else read_floor(self.keys.floor(chain), stored.body)
 
     async def tail(self, chain: Chain, hint: int | None = None) -> Tail:
         """Where the chain goes on: a few requests with a good ``hint`` (the start of a late object), else at most ~64.
@@ -180,8 +218,24 @@ class Ledger:
                 after = page.keys[-1]
 
     async def verify(self, chain: Chain) -> ChainReport:
-        """Follow the chain from its floor: each object must begin where the one before ends. Bodies are not read."""
+        """Follow the chain from its floor: each object must begin where the one before ends. Bodies are not read.
+
+        An expiry that overtakes us has raised the floor first: what seems to be missing is held against it once more.
+        """
         floor = await self.floor(chain)
+        while True:
+            try:
+                report = await self._verified(chain, floor)
+            except StoreUnavailable:  # listed, and gone before it was asked for?
+                report = None
+            raised = await self.floor(chain) if report is None or report.problems else floor
+            if report is not None and raised == floor:
+                return report
+            if report is None and raised == floor:
+                return await self._verified(chain, floor)
+            floor = raised
+
+    async def _verified(self, chain: Chain, floor: int) -> ChainReport:
         links: list[RawObject] = []
         problems: list[str] = []
         due = floor
@@ -199,20 +253,31 @@ class Ledger:
         stored = await self._store.read(self.keys.link(link.chain, link.start))
         if stored is None:
             raise Damaged(f"the object of {link.chain} at {link.start} is gone")
-        if sha256(stored.body).hexdigest() != link.sha256:
-            raise Damaged(f"the object of {link.chain} at {link.start} differs from its sha256")
-        try:
-            rows = _inflated(stored.body)
-        except zstandard.ZstdError as error:
-            raise Damaged(f"the object of {link.chain} at {link.start}: {error}") from error
-        found = rows.count(b"\n")
-        if found != link.count:
-            raise Damaged(f"the object of {link.chain} at {link.start} has {found} rows, not {link.count}")
-        return rows
+        if len(stored.body) <= INLINE_BYTES_MAX:
+            return proved(link, stored.body)
+        return await asyncio.to_thread(proved, link, stored.body)
 
 
-class _Floor(Struct, frozen=True):
-    floor: int
+def proved(link: RawObject, body: bytes) -> bytes:
+    """The rows of a stored body, if it is what the object's metadata say. Raises ``Damaged``."""
+    if sha256(body).hexdigest() != link.sha256:
+        raise Damaged(f"the object of {link.chain} at {link.start} differs from its sha256")
+    try:
+        rows = _inflated(body)
+    except zstandard.ZstdError as error:
+        raise Damaged(f"the object of {link.chain} at {link.start}: {error}") from error
+    found = rows.count(b"\n")
+    if found != link.count:
+        raise Damaged(f"the object of {link.chain} at {link.start} has {found} rows, not {link.count}")
+    return rows
+
+
+def read_floor(key: str, body: bytes) -> Floor:
+    """Raises ``NotOurs``."""
+    try:
+        return msgspec.json.decode(body, type=Floor)
+    except msgspec.MsgspecError as error:
+        raise NotOurs(f"{key!r} can't be read as a floor: {error}") from error
 
 
 def _inflated(body: bytes) -> bytes:

@@ -167,3 +167,26 @@ class ObjectStore(Protocol):
 
     async def keys_after(self, prefix: str, after: str, limit: int = 1000) -> KeyPage:
         """The first keys below ``prefix`` that are greater than ``after``."""
+
+
+class Tagged(Struct, frozen=True):
+    """A small object that may be replaced, and the tag of this very version of it."""
+
+    body: bytes
+    tag: str
+
+
+class ExpiringStore(ObjectStore, Protocol):
+    """What an expiry needs besides: the only one who replaces or deletes anything. As above."""
+
+    async def tagged(self, key: str) -> Tagged | None:
+        """The object as it is now."""
+
+    async def replace(self, key: str, body: bytes, tag: str) -> None:
+        """Overwrite the version that ``tag`` names, or raise ``SlotTaken``: it is another one by now."""
+
+    async def delete(self, keys: Sequence[str]) -> None:
+        """``DELETED_AT_ONCE`` at most, those that are gone already included. Some may stay when it raises."""
+
+
+DELETED_AT_ONCE = 1000

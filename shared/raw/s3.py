@@ -2,13 +2,13 @@
 
 import asyncio
 import base64
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from shared.raw.objects import KeyPage, SlotTaken, Stored, StoreUnavailable
+from shared.raw.objects import KeyPage, SlotTaken, Stored, StoreUnavailable, Tagged
 
 CALL_S_MAX = 60.0
 """Of one call, its body included: while a body is written to a frozen store no other time-out runs."""
@@ -50,6 +50,29 @@ class S3Store:
             raise StoreUnavailable(f"listing {prefix!r}: the bucket {self.bucket!r} does not exist; run bootstrap")
         return KeyPage([item["Key"] for item in answer.get("Contents", ())], bool(answer.get("IsTruncated")))
 
+    async def tagged(self, key: str) -> Tagged | None:
+        answer = await self._call("get_object", key, Key=key)
+        if answer is None:
+            return None
+        try:
+            async with asyncio.timeout(self._call_s_max), answer["Body"] as stream:
+                return Tagged(await stream.read(), answer["ETag"])
+        except (BotoCoreError, OSError, TimeoutError) as error:
+            raise StoreUnavailable(f"reading {key!r}: {type(error).__name__}: {error}") from error
+
+    async def replace(self, key: str, body: bytes, tag: str) -> None:
+        if await self._call("put_object", key, Key=key, Body=body, IfMatch=tag) is None:
+            raise SlotTaken(key)
+
+    async def delete(self, keys: Sequence[str]) -> None:
+        if not keys:
+            return
+        wanted = {"Objects": [{"Key": key} for key in keys], "Quiet": True}
+        answer = await self._call("delete_objects", keys[0], Delete=wanted)
+        if answer is None or (errors := answer.get("Errors")):
+            first = "the bucket is gone" if answer is None else f"{errors[0].get('Key')}: {errors[0].get('Code')}"
+            raise StoreUnavailable(f"deleting {len(keys)} objects in {self.bucket!r}: {first}")
+
     async def answers(self) -> str | None:
         """Why the bucket can't be used, if so: one cheap call, for readiness."""
         try:
@@ -68,7 +91,7 @@ class S3Store:
             if code in _TAKEN:
                 raise SlotTaken(what) from error
             if code in _MISSING:
-                if name == "put_object":  # a bucket that is not there, on stores that name it so
+                if name == "put_object" and "IfMatch" not in arguments:  # a bucket that is not there, on stores that name it so
                     raise StoreUnavailable(f"{name} {what!r}: {code}") from error
                 return None
             raise StoreUnavailable(f"{name} {what!r} in {self.bucket!r}: {code}") from error

@@ -6,21 +6,19 @@ hold the index ``due`` and ``grp``; at the service a transition costs the same, 
 
 import asyncio
 import json
-import os
 import tempfile
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any
 
+from deploy.local.environment import environment
 from deploy.local.stack import Stack
 from services.dynamo_retrier.__main__ import start
 from services.dynamo_retrier.config import RetrierConfig
 from shared import metrics
-from shared.aws import _SESSION, open_client
+from shared.aws import open_client
 from shared.config import load_config
 from shared.entities import Entities, load_entities
 from shared.events.contract import compile_contract
@@ -33,16 +31,14 @@ from shared.parked.store import ParkedSettings, ParkedStore
 from shared.registry.client import Registry
 from tests.bench.poller_bench import DEADLINE_S, configure
 from tests.bench.sample import ENTITY, SCHEMA, raw
-
-WRITES = ("UpdateItem", "DeleteItem", "PutItem", "BatchExecuteStatement", "ExecuteStatement", "BatchWriteItem")
-READS = ("GetItem", "Query", "BatchGetItem")
+from tests.bench.units import READS, WRITES, meter
 
 
 def run(stack: Stack, events: int) -> dict[str, float]:
     """Park ``events`` rows as an outage would, let one retrier drain them, and give its figures."""
     with tempfile.TemporaryDirectory() as folder:
         environ = stack.env | configure(Path(folder), 9, 1) | {"TIDEMARK_NAMESPACE": f"bench-{uuid.uuid4().hex[:8]}"}
-        with _environment(environ):
+        with environment(environ):
             return asyncio.run(_measure(environ, events))
 
 
@@ -63,7 +59,7 @@ async def _measure(environ: dict[str, str], events: int) -> dict[str, float]:
     stop, units = Stop(), Counter[str]()
     async with AsyncExitStack() as resources:
         table = await _fill(config, entities, events, resources)
-        forget = _meter(units)
+        forget = meter(units)
         before = _redriven()
         began_s, cpu_began_s = time.perf_counter(), time.process_time()
         service = asyncio.create_task(start(config, entities, stop))
@@ -92,29 +88,6 @@ async def _measure(environ: dict[str, str], events: int) -> dict[str, float]:
 
 def _redriven() -> float:
     return float(metrics.RETRIES.labels(ENTITY, "published")._value.get())
-
-
-def _meter(units: Counter[str]) -> Any:
-    """Add up what every DynamoDB call of clients opened from now on consumes, by operation. Returns how to end it."""
-
-    def ask(params: dict[str, Any], model: Any, **_: Any) -> None:
-        if "ReturnConsumedCapacity" in model.input_shape.members:
-            params["ReturnConsumedCapacity"] = "INDEXES"
-
-    def add(parsed: dict[str, Any], model: Any, **_: Any) -> None:
-        consumed = parsed.get("ConsumedCapacity", [])
-        for one in consumed if isinstance(consumed, list) else [consumed]:
-            units[model.name] += one["CapacityUnits"]
-
-    events = _SESSION._session
-    events.register("before-parameter-build.dynamodb", ask)
-    events.register("after-call.dynamodb", add)
-
-    def forget() -> None:
-        events.unregister("before-parameter-build.dynamodb", ask)
-        events.unregister("after-call.dynamodb", add)
-
-    return forget
 
 
 async def _fill(config: RetrierConfig, entities: Entities, events: int, resources: AsyncExitStack) -> str:
@@ -150,15 +123,3 @@ async def _fill(config: RetrierConfig, entities: Entities, events: int, resource
     for first in range(0, events, 1_000):
         await store.park(parked[first : first + 1_000])
     return table
-
-
-@contextmanager
-def _environment(environ: dict[str, str]) -> Iterator[None]:
-    """Where AWS clients find their endpoints."""
-    before = dict(os.environ)
-    os.environ.update(environ)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)

@@ -8,13 +8,13 @@ from contextlib import AsyncExitStack
 import pytest
 
 from shared.aws import open_client
-from shared.raw.objects import ObjectStore, SlotTaken
+from shared.raw.objects import ExpiringStore, ObjectStore, SlotTaken
 from shared.raw.s3 import S3Store
 from tests.fakes.object_store import MemoryStore
 
 
 @pytest.fixture(params=["memory", "s3"])
-async def store(request: pytest.FixtureRequest) -> AsyncIterator[ObjectStore]:
+async def store(request: pytest.FixtureRequest) -> AsyncIterator[ExpiringStore]:
     if request.param == "memory":
         yield MemoryStore()
         return
@@ -85,3 +85,30 @@ async def test_an_empty_body_is_an_object(store: ObjectStore) -> None:
     found = await store.read("a/empty")
     assert found is not None
     assert found.body == b""
+
+
+async def test_only_the_version_that_was_read_is_replaced(store: ExpiringStore) -> None:
+    await store.create("a/floor", b"1", {})
+    first = await store.tagged("a/floor")
+    assert first is not None
+
+    await store.replace("a/floor", b"2", first.tag)
+    with pytest.raises(SlotTaken):
+        await store.replace("a/floor", b"3", first.tag)
+
+    second = await store.tagged("a/floor")
+    assert second is not None
+    assert (first.body, second.body) == (b"1", b"2")
+    assert await store.tagged("a/none") is None
+    with pytest.raises(SlotTaken):
+        await store.replace("a/none", b"1", first.tag)
+
+
+async def test_keys_are_deleted_together_and_those_that_are_gone_are_no_error(store: ExpiringStore) -> None:
+    for number in range(5):
+        await store.create(f"a/{number}", b"", {})
+
+    await store.delete(["a/0", "a/1", "a/none"])
+    await store.delete([])
+
+    assert (await store.keys_after("a/", "")).keys == ["a/2", "a/3", "a/4"]

@@ -71,12 +71,14 @@ class FakeTable:
         self.fails: dict[tuple[str, str], list[Exception]] = {}
         self.changes: dict[str, Any] = {}
         self.lease_s = 54.0
+        self.claim_s = 0.0  # what each claim takes
 
     async def claim(self, hint: Due, worker: str, lease_s: float) -> Claimed | None:
+        until_s = self.clock.now_s + self.lease_s
+        self.clock.now_s += self.claim_s
         await self._do("claim", hint.item_id)
         if hint.item_id not in self.rows:
             return None
-        until_s = self.clock.now_s + self.lease_s
         return claimed_of(hint, self.rows[hint.item_id], until_s, **self.changes)
 
     async def published(self, claimed: Claimed) -> None:

@@ -1,10 +1,11 @@
 """The raw bucket in memory: what ``shared.raw.objects.ObjectStore`` promises, and the ways in which S3 fails it."""
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
+from hashlib import sha256
 
-from shared.raw.objects import KeyPage, SlotTaken, Stored, StoreUnavailable
+from shared.raw.objects import KeyPage, SlotTaken, Stored, StoreUnavailable, Tagged
 
 
 class Fault(Enum):
@@ -16,7 +17,8 @@ class Fault(Enum):
 
 
 class MemoryStore:
-    """An ``ObjectStore``. ``fault(operation, key)`` may choose a fault for a request, ``turns`` how often it yields."""
+    """An ``ExpiringStore``. ``fault(operation, key)`` may choose a fault for a request, ``turns`` how often it yields.
+    """
 
     def __init__(
         self,
@@ -58,6 +60,32 @@ class MemoryStore:
         await self._read("list", prefix)
         keys = sorted(key for key in self.objects if key.startswith(prefix) and key > after)
         return KeyPage(keys[:limit], len(keys) > limit)
+
+    async def tagged(self, key: str) -> Tagged | None:
+        await self._read("tagged", key)
+        stored = self.objects.get(key)
+        return None if stored is None else Tagged(stored.body, sha256(stored.body).hexdigest())
+
+    async def replace(self, key: str, body: bytes, tag: str) -> None:
+        fault = await self._request("replace", key)
+        if fault is not None and fault is not Fault.LOST:
+            raise StoreUnavailable(f"{key}: {fault.value}")
+        stored = self.objects.get(key)
+        if stored is None or sha256(stored.body).hexdigest() != tag:
+            raise SlotTaken(key)
+        self.objects[key] = Stored(body, {})
+        if fault is Fault.LOST:
+            raise StoreUnavailable(f"{key}: {fault.value}")
+
+    async def delete(self, keys: Sequence[str]) -> None:
+        """Key by key: a fault leaves the rest where it is."""
+        for key in keys:
+            fault = await self._request("delete", key)
+            if fault is not None and fault is not Fault.LOST:
+                raise StoreUnavailable(f"{key}: {fault.value}")
+            self.objects.pop(key, None)
+            if fault is Fault.LOST:
+                raise StoreUnavailable(f"{key}: {fault.value}")
 
     def land_late(self, count: int | None = None) -> None:
         """Carry out the requests that got no answer, oldest first."""

@@ -7,7 +7,8 @@ from msgspec import Struct
 
 from services.s3_sink.lane import Rows, Undecodable
 from services.s3_sink.ports import Learned
-from shared.kafka.chunks import Chunk, GroupCommit, LogBounds, Partition, Reading, Record
+from shared.events.lineage import ConsumedRecord
+from shared.kafka.chunks import Chunk, GroupCommit, LogBounds, Partition, Reading
 from shared.raw.generation import TopicLife
 from shared.raw.keys import Chain
 
@@ -137,14 +138,14 @@ class OffsetDecoder:
         self.asked: list[int] = []
         self.answer = Learned.KNOWN
 
-    def ready(self, topic: str, records: Sequence[Record]) -> tuple[int, int | None]:
+    def ready(self, topic: str, records: Sequence[ConsumedRecord]) -> tuple[int, int | None]:
         for index, record in enumerate(records):
             value = record.value or b""
             if value.startswith(b"?") and int(value[1:]) not in self.known:
                 return index, int(value[1:])
         return len(records), None
 
-    def rows(self, chain: Chain, records: Sequence[Record]) -> Rows:
+    def rows(self, chain: Chain, records: Sequence[ConsumedRecord]) -> Rows:
         failed = [(index, "bad") for index, record in enumerate(records) if (record.value or b"").startswith(b"!")]
         bad = {index for index, _detail in failed}
         lines = [b"%d\n" % record.offset for index, record in enumerate(records) if index not in bad]

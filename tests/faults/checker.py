@@ -55,6 +55,7 @@ class Archived(Struct, frozen=True, kw_only=True):
     sha256: str  # of the object as it lies there
     raw_sha256: str  # of the event's bytes as it was parked
     cause_id: str
+    maybe_sent: bool = False
 
 
 class Posted(Struct, frozen=True):
@@ -134,15 +135,20 @@ def sheet_of(found: Found) -> Balance:
 
 def _repeated(found: Found) -> Iterable[str]:
     sent = Counter(record.event_id for record in found.records if record.event_id)
-    unsure = {row.event_id for row in found.parked if row.maybe_sent}
+    unsure = _maybe_sent(found)
     for event_id, count in sent.items():
         if count > 1 + found.excuses.get(event_id, 0) + (event_id in unsure):
             yield f"{event_id} {count} times"
 
 
 def _published_and(found: Found, elsewhere: set[str]) -> Iterable[str]:
-    unsure = {row.event_id for row in found.parked if row.maybe_sent} | found.excuses.keys()
+    unsure = _maybe_sent(found) | found.excuses.keys()
     return ({record.event_id for record in found.records if record.event_id} & elsewhere) - unsure
+
+
+def _maybe_sent(found: Found) -> set[str]:
+    parked = {row.event_id for row in found.parked if row.maybe_sent}
+    return parked | {one.event_id for one in found.archived if one.maybe_sent}
 
 
 def _altered_records(found: Found) -> Iterable[str]:

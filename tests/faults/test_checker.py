@@ -122,3 +122,10 @@ def test_what_is_parked_as_perhaps_sent_may_be_on_the_topic_too() -> None:
     assert faults(replace(WHOLE, parked=[*WHOLE.parked, unsure])) == []
     records = [record(ON_TOPIC, 0), record(ON_TOPIC, 1)]
     assert faults(replace(WHOLE, parked=[*WHOLE.parked, unsure], records=records)) == []
+
+
+def test_what_was_archived_as_perhaps_sent_may_be_on_the_topic_too() -> None:
+    records = [*WHOLE.records, record(GONE, 1)]
+    unsure = replace(evidence(GONE), maybe_sent=True)
+
+    assert faults(replace(WHOLE, records=records, archived=[evidence(IN_GRACE), unsure])) == []

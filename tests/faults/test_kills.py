@@ -17,16 +17,15 @@ import pytest
 from deploy.local.stack import Stack
 from tests.faults.checker import faults, sheet_of
 from tests.faults.children import Child, Nursery, Service, nursery
-from tests.faults.world import RETRIER_LEASE_S, SETTLES_S, FaultWorld, Parked, fault_world, until
+from tests.faults.world import NOTIFIER_LEASE_S, RETRIER_LEASE_S, SETTLES_S, FaultWorld, Parked, fault_world, until
 
 FULL = bool(os.environ.get("TIDEMARK_TEST_FULL"))
 KILLS = 100 if FULL else 10
 """Of retriers, and as many of notifiers."""
 EVENTS_A_KILL = 30
 FROZEN = 0.3
-LEASES_S = {"retrier": RETRIER_LEASE_S, "notifier": 5.0}  # long enough for a batch of 64 rows on a busy machine
+LEASES_S = {"retrier": RETRIER_LEASE_S, "notifier": NOTIFIER_LEASE_S}
 SETTINGS = {
-    "TIDEMARK_NOTIFIER_LEASE_S": str(LEASES_S["notifier"]),
     "TIDEMARK_PUBLISHES_PER_S_MAX": "40",  # a fifth of it a second: events are under way all the time
     "TIDEMARK_BATCH_ROWS_MAX": "15",
 }

@@ -13,6 +13,7 @@ from typing import Any
 from msgspec import Struct
 from msgspec.structs import replace
 
+from deploy.demo.books import was_told
 from deploy.local.stack import Stack
 from shared.aws import open_client
 from shared.events.model import Reason
@@ -241,11 +242,11 @@ class FaultWorld:
                 sha256=sha256(body).hexdigest(),
                 raw_sha256=sha256(raw).hexdigest(),
                 cause_id=cause_of(evidence.event).id,
+                maybe_sent=evidence.event.maybe_sent,
             )
 
     async def _has_receipt(self, cause_id: str) -> bool:
-        group = await self._bench.groups.get("payments", cause_id)
-        return group is not None and (bool(group.receipts) or group.episode > 1)
+        return was_told(await self._bench.groups.get("payments", cause_id))
 
 
 @asynccontextmanager

@@ -1,21 +1,18 @@
 """``tidemark parked`` on a real table, archive and registry: what an operator does, undone half way, and done again."""
 
-import asyncio
 import base64
 import json
-import os
 import re
 import signal
 import stat
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
-from uuid import uuid4
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
@@ -23,160 +20,31 @@ from msgspec.structs import replace
 from deploy.local.stack import Stack
 from services.cli.__main__ import main
 from services.cli.edges import Edges, clock_ms
-from shared.aws import open_client
-from shared.events.contract import Contract, compile_contract
-from shared.events.identity import Identifier, event_id, seq
-from shared.events.model import Event, EventRules, Reason, RejectedEvent
+from shared.events.model import Reason
 from shared.parked.evidence_audit import verify
 from shared.parked.evidence_chain import Chain
 from shared.parked.groups import cause_of
 from shared.parked.leases import Row
-from shared.parked.model import ParkedEvent, State, parked_from_event
+from shared.parked.model import ParkedEvent, State
 from shared.parked.queries import ParkedFilter
 from shared.parked.store import ParkedStore
+from tests.integration.operator_place import AMOUNT, FOLDER, NAME, NOW_US, Place, place_on, schema, typed
 
 ROOT = Path(__file__).parents[2]
-NOW_US = 1_793_709_300_000_000
-FOLDER = """
-entities:
-  things: {source: bank, key: id, updated_at: at, schema: things.avsc, owner: ledger}
-sources: {bank: {url: "http://127.0.0.1:1/cdc"}}
-owners: {ledger: {contact: "#ledger"}}
-"""
-ID, AT = '{"name": "id", "type": "string"}', '{"name": "at", "type": "string"}'
-AMOUNT, NAME = '{"name": "amount", "type": "long"}', '{"name": "name", "type": ["null", "string"], "default": null}'
-RULES = EventRules(entity="things", key=("id",), updated_at="at")
 WHY = ("--why", "because")
 
-_T = TypeVar("_T")
 JsonRun = Callable[..., tuple[int, Any]]
-
-
-def schema(*fields: str) -> str:
-    return f'{{"type": "record", "name": "thing", "fields": [{", ".join((ID, AT, *fields))}]}}'
-
-
-class Place:
-    """A namespace, a table, buckets and subjects that no other test uses."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.namespace = f"op{uuid4().hex[:10]}"
-        (folder / "bank.yaml").write_text(FOLDER)
-        (folder / "things.avsc").write_text(schema(AMOUNT))
-        self.contract = self.contract_of(schema(AMOUNT), 1)
-
-    def contract_of(self, text: str, schema_id: int) -> Contract:
-        return compile_contract(RULES, text, f"{self.namespace}.cdc.things-value", schema_id)
-
-    def do(self, act: Callable[[Edges], Awaitable[_T]]) -> _T:
-        async def inside() -> _T:
-            async with AsyncExitStack() as stack:
-                return await act(Edges(os.environ, stack, str(self.folder), self.namespace))
-
-        return asyncio.run(inside())
-
-    def register(self, text: str) -> None:
-        async def act(edges: Edges) -> None:
-            registry = await edges.registry()
-            await registry.register(f"{self.namespace}.cdc.things-value", text)
-
-        self.do(act)
-
-    def refused(
-        self, count: int, *, first: int = 0, reason: Reason = Reason.INVALID, **members: Any
-    ) -> list[ParkedEvent]:
-        """As the poller parks them."""
-        found = []
-        for number in range(first, first + count):
-            raw = json.dumps({"id": f"k{number}", "at": "2026-11-03T12:34:56Z", **members}).encode()
-            (sighting,) = Identifier(RULES).identify([raw])
-            (verdict,) = self.contract.encode([sighting])
-            refusal = RejectedEvent(reason, "", "down")
-            if reason is Reason.INVALID and isinstance(verdict, RejectedEvent):
-                refusal = verdict
-            event = Event(sighting, 0, event_id(sighting.identity, 0), NOW_US, *seq(RULES, sighting, NOW_US + number))
-            found.append(
-                parked_from_event(
-                    event,
-                    refusal,
-                    entity="things",
-                    topic=f"{self.namespace}.cdc.things",
-                    subject=self.contract.subject,
-                    fingerprint=self.contract.fingerprint,
-                    owner="ledger",
-                    at_us=NOW_US + number,
-                )
-            )
-        return found
-
-    def park(self, events: Sequence[ParkedEvent]) -> None:
-        async def act(edges: Edges) -> None:
-            await (await edges.parked()).park(events)
-
-        self.do(act)
-
-    def rows(self) -> dict[str, Row]:
-        async def act(edges: Edges) -> dict[str, Row]:
-            store = await edges.parked()
-            found = {}
-            async for page in store.streams.rows(ParkedFilter(entities=("things",))):
-                for row in page:
-                    seen = await store.transitions.look(row)
-                    if seen is not None:
-                        found[seen.item_id] = seen
-            return found
-
-        return self.do(act)
-
-    def work(self, act: Callable[[ParkedStore, Row], Awaitable[None]]) -> None:
-        """On all rows, as a retrier or notifier would."""
-
-        async def inside(edges: Edges) -> None:
-            store = await edges.parked()
-            async for page in store.streams.rows(ParkedFilter(entities=("things",))):
-                for row in page:
-                    seen = await store.transitions.look(row)
-                    if seen is not None:
-                        await act(store, seen)
-
-        self.do(inside)
 
 
 @pytest.fixture
 def place(stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
-    folder = tmp_path / "entities"
-    folder.mkdir()
-    own = Place(folder)
-    monkeypatch.setenv("TIDEMARK_ENTITIES_DIR", str(own.folder))
-    monkeypatch.setenv("TIDEMARK_NAMESPACE", own.namespace)
-    monkeypatch.setenv("TIDEMARK_PARKED_BUCKET", f"{own.namespace}-parked")
-    monkeypatch.setenv("TIDEMARK_ARCHIVE_BUCKET", f"{own.namespace}-archive")
-
-    async def make(edges: Edges) -> None:
-        await (await edges.parked()).ensure_table()
-        await (await edges.parked()).ensure_bucket()
-        await (await edges.archive()).ensure_bucket()
-
-    own.do(make)
-    yield own
-    monkeypatch.setenv("AWS_ENDPOINT_URL_DYNAMODB", stack.env["AWS_ENDPOINT_URL_DYNAMODB"])
-    own.do(remove_table)
+    with place_on(stack, tmp_path / "entities", monkeypatch) as own:
+        yield own
 
 
 @pytest.fixture
 def run(place: Place, capsys: pytest.CaptureFixture[str]) -> JsonRun:
-    def run_json(*command: str) -> tuple[int, Any]:
-        capsys.readouterr()
-        code = main(["parked", *command, "--json"])
-        return code, json.loads(capsys.readouterr().out)
-
-    return run_json
-
-
-async def remove_table(edges: Edges) -> None:
-    async with AsyncExitStack() as stack:
-        await (await open_client("dynamodb", stack)).delete_table(TableName=edges.parked_settings.table)
+    return partial(typed, capsys)
 
 
 async def give_up(store: ParkedStore, row: Row) -> None:
@@ -189,6 +57,10 @@ async def publish(store: ParkedStore, row: Row) -> None:
     claimed = await store.transitions.claim(row, "test", 30.0, early=True)
     assert claimed is not None
     await store.transitions.published(claimed)
+
+
+def moment_s(text: str) -> float:
+    return datetime.fromisoformat(text).timestamp()
 
 
 def codes(rows: dict[str, Row]) -> Counter[str]:
@@ -328,12 +200,14 @@ def test_held_events_wait_and_a_stale_one_is_taken_from_the_notifier(place: Plac
     code, done = run("hold", "--all", "--for", "2h", *WHY)
 
     assert (code, done["counts"]) == (0, {"held": 3})
+    assert 7_100 < moment_s(done["until"]) - clock_ms() / 1000 <= 7_200
     rows = place.rows().values()
     assert {row.state for row in rows} == {State.HELD}
     assert {row.att for row in rows} == {0}
     assert all(7_100_000 < row.due_ms - clock_ms() <= 7_200_000 < row.deadline_ms - clock_ms() for row in rows)
     assert run("hold", "--all", *WHY)[1]["counts"] == {"held": 3}
     assert all(row.due_ms - clock_ms() > 600_000_000 for row in place.rows().values())
+    assert 604_000 < moment_s(run("hold", "--all", "--for", "400d", *WHY)[1]["until"]) - clock_ms() / 1000 <= 604_800
     assert run("redrive", "--key", "k0")[1]["counts"] == {"woken": 1}
 
 
@@ -360,6 +234,8 @@ def test_an_edit_keeps_the_original_and_moves_neither_key_nor_time(
         "import sys; file = sys.argv[1]; text = open(file).read()\n"
         "open(file, 'w').write(text.replace('\"canary\"', '5') + '\\n')\n"
     )
+    assert main(["parked", "edit", event.event_id, "--rev", "7", *WHY]) == 2
+    assert "there is no --rev 7 of this event; there is 0" in capsys.readouterr().err
     code, said = run("edit", event.event_id, *WHY)
     assert (code, said) == (0, {"edited": True, "event_id": event.event_id, "rev": 1})
 
@@ -380,6 +256,32 @@ def test_an_edit_keeps_the_original_and_moves_neither_key_nor_time(
     (entry,) = run("audit")[1]["entries"]
     assert (entry["action"], entry["why"], entry["counts"]) == ("edit", "because", {"edited": 1})
     assert "canary" not in json.dumps(entry)
+
+
+def test_an_operator_gives_an_event_its_entitys_patience_anew_and_a_hold_may_outlast_it(
+    place: Place, run: JsonRun, tmp_path: Path
+) -> None:
+    (place.folder / "bank.yaml").write_text(FOLDER.replace("owner: ledger}", "owner: ledger, stale_after_s: 600}", 1))
+    place.register(schema(AMOUNT))
+    events = place.refused(5, amount="x")
+    place.park(events)
+    (tmp_path / "new.json").write_bytes(events[1].raw.replace(b'"x"', b"5"))
+
+    def left_s() -> dict[str, float]:
+        return {row.event.key or "": (row.deadline_ms - clock_ms()) / 1000 for row in place.rows().values()}
+
+    assert run("redrive", "--key", "k0", *WHY)[1]["counts"] == {"woken": 1}
+    assert run("edit", events[1].event_id, "--file", str(tmp_path / "new.json"), *WHY)[1]["edited"]
+    assert run("hold", "--key", "k2", "--for", "2h", *WHY)[1]["counts"] == {"held": 1}
+    assert run("hold", "--key", "k3", "--for", "1min", *WHY)[1]["counts"] == {"held": 1}
+    place.work(lambda store, row: give_up(store, row) if row.event.key == "k4" else _nothing())
+    assert run("discard", "--key", "k4", "--yes", *WHY)[1]["counts"] == {"discarded": 1}
+    assert run("redrive", "--from-archive", "--day", "2026-11-03", "--entity", "things", *WHY)[1]["total"] == 1
+
+    left = left_s()
+    assert left.keys() == {"k0", "k1", "k2", "k3", "k4"}
+    assert all(500 < left[key] <= 600 for key in ("k0", "k1", "k3", "k4"))
+    assert 7_000 < left["k2"] <= 7_200, "as long as it was asked for"
 
 
 def test_what_an_editor_typed_and_the_contract_refused_is_kept(
@@ -491,8 +393,10 @@ def test_nothing_is_discarded_while_the_archive_is_away_or_without_a_yes(
     assert main(["parked", "discard", "--all", *WHY]) == 2
     assert "3 events would go" in capsys.readouterr().err
     monkeypatch.setenv("TIDEMARK_ARCHIVE_BUCKET", f"{place.namespace}-none")
-    assert main(["parked", "discard", "--all", "--yes", *WHY]) == 3
+    assert main(["parked", "discard", "--all", "--yes", *WHY]) == 1
     assert "does not exist" in capsys.readouterr().err
+    assert main(["evidence", "verify"]) == 1, "a bucket that isn't there is no empty one"
+    assert run("redrive", "--from-archive", "--day", "2026-11-03", "--entity", "things")[0] == 1
 
     assert place.rows() == before
 

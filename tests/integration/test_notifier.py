@@ -28,7 +28,7 @@ from tests.fakes.parked_bench import LossyDynamo
 from tests.fakes.stale_bench import CANARY, SECRET, StaleBench, stale_bench, stale_event, webhook, write_entities
 
 FULL = bool(os.environ.get("TIDEMARK_TEST_FULL"))
-KILLS = 100 if FULL else 10
+KILLS = 100
 WITHIN_S = 60.0
 ROOT = Path(__file__).parents[2]
 
@@ -162,6 +162,7 @@ async def test_2000_equal_stale_events_make_one_notice(bench: StaleBench, tmp_pa
     assert "north" in everything, "of a field that the contract marks public"
 
 
+@pytest.mark.skipif(not FULL, reason="tests/faults: a death at each step, and ten at random with retriers beside them")
 @pytest.mark.timeout(120 + 8 * KILLS)
 async def test_a_notifier_killed_at_any_moment_deletes_nothing_untold_and_repeats_under_equal_keys(
     bench: StaleBench, tmp_path: Path

@@ -73,6 +73,11 @@ class ModelRow:
     errors: list[tuple[str, str]] = field(default_factory=list)
     bodies: int = 1
 
+    def renewed_deadline_ms(self, now_ms: int, stale_after_s: int | None) -> int:
+        """By the operator: an entity's own patience is with events that are to blame, not with outages."""
+        own = stale_after_s is not None and POLICIES[self.reason].state is State.HELD
+        return now_ms + (stale_after_s * 1000 if own and stale_after_s is not None else WEEK_MS)
+
     def add_error(self, kind: str, code: str) -> None:
         self.errors = [*self.errors, (kind, code)][-5:]
 
@@ -439,27 +444,38 @@ class ParkedMachine(RuleBasedStateMachine):
 
     # The operator, and a contract that changed
 
-    @rule(number=st.integers(0, 1), operator=st.booleans(), loss=st.sampled_from(["", "", "request", "answer"]))
-    def wake(self, number: int, loss: Loss, *, operator: bool) -> None:
+    @rule(
+        number=st.integers(0, 1),
+        operator=st.booleans(),
+        stale_after_s=st.sampled_from([None, 3_600]),
+        loss=st.sampled_from(["", "", "request", "answer"]),
+    )
+    def wake(self, number: int, loss: Loss, *, operator: bool, stale_after_s: int | None = None) -> None:
         row = self.rows.get(number)
         wakes = row is not None and (row.state is State.HELD or (operator and row.state is State.STALE))
         place = self._place(number)
         self.bench.lossy.lose = loss
-        assert self.bench.run(self.bench.transitions.wake(place, 0, "me", operator=operator)) == wakes
+        call = self.bench.transitions.wake(place, 0, "me", operator=operator, stale_after_s=stale_after_s)
+        assert self.bench.run(call) == wakes
         self.bench.lossy.lose = ""
         if row is not None and wakes:
             row.new_round(self.now_ms)
             row.add_error("woken", "me")
-            row.deadline_ms = self.now_ms + WEEK_MS if operator else row.deadline_ms
+            if operator:
+                row.deadline_ms = row.renewed_deadline_ms(self.now_ms, stale_after_s)
 
-    @rule(hint=hints, loss=st.sampled_from(["", "", "request", "answer"]))
-    def edit(self, hint: Hint, loss: Loss) -> None:
+    @rule(
+        hint=hints,
+        stale_after_s=st.sampled_from([None, 3_600]),
+        loss=st.sampled_from(["", "", "request", "answer"]),
+    )
+    def edit(self, hint: Hint, loss: Loss, stale_after_s: int | None = None) -> None:
         row = self.rows.get(hint.number)
         allowed = row is not None and row.ver == hint.ver
         if len(hint.row.edits) >= 10:
             return
         raw = b'{"edit": %d}' % next(RUNS)
-        call = self.bench.transitions.edit(hint.row, raw, "ada", "because")
+        call = self.bench.transitions.edit(hint.row, raw, "ada", "because", stale_after_s=stale_after_s)
         self.bench.lossy.lose = loss
         try:
             self.bench.run(call)
@@ -470,7 +486,7 @@ class ParkedMachine(RuleBasedStateMachine):
         if row is not None and allowed:
             row.new_round(self.now_ms)
             row.add_error("edited", "ada")
-            row.deadline_ms = self.now_ms + WEEK_MS
+            row.deadline_ms = row.renewed_deadline_ms(self.now_ms, stale_after_s)
             row.holder = None
             row.raw = raw
             row.rev += 1

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
 from itertools import count
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from msgspec.structs import replace
@@ -30,6 +30,7 @@ from tests.fakes.parked_bench import AT_MS, Loss, ParkedBench, event_of, parked_
 LEASE_S = 60.0
 DAY_S = 86_400.0
 ANYTHING = "(attribute_exists(#pk) OR attribute_not_exists(#pk))"
+AFTER = {"again": State.PARKED, "hold": State.HELD, "stale": State.STALE}
 RECEIPT = Receipt("webhook", "group-7", "msg_1", AT_MS)
 NUMBERS = count(1)
 """Each row of this module has a key of its own, so that one table serves all tests."""
@@ -517,6 +518,33 @@ def test_an_unknown_outcome_at_the_last_try_is_remembered(bench: ParkedBench) ->
         row = await bench.transitions.look(lease)
         assert row is not None
         assert (row.state, row.event.maybe_sent, row.event.fingerprint) == (State.STALE, True, "ef" * 8)
+
+    bench.run(check())
+
+
+@pytest.mark.parametrize("action", ["again", "hold", "stale"])
+def test_what_may_have_been_sent_is_marked_so_for_ever(
+    bench: ParkedBench, action: Literal["again", "hold", "stale"]
+) -> None:
+    async def check() -> None:
+        lease = await a_lease(bench)
+        bench.clock.advance(8 * DAY_S)
+        lease = await claimed(bench, lease)
+        after = after_failure(standing(lease), Reason.KAFKA_UNKNOWN, bench.clock.now_ms)
+        await bench.transitions.failed(lease, replace(after, action=action), "timed out", maybe_sent=True)
+        row = await bench.transitions.look(lease)
+        assert row is not None
+        assert (row.state, row.event.maybe_sent) == (AFTER[action], True)
+
+        lease = await claimed(bench, row)
+        if action == "stale":
+            await bench.transitions.again(lease, bench.clock.now_ms, "in_grace", counts=False)
+        else:
+            refused = replace(after, action="hold", reason=Reason.INVALID)
+            await bench.transitions.failed(lease, refused, RejectedEvent(Reason.INVALID, "/amount", "no number"))
+        row = await bench.transitions.look(lease)
+        assert row is not None
+        assert row.event.maybe_sent
 
     bench.run(check())
 

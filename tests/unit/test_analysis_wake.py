@@ -8,11 +8,12 @@ import pytest
 from msgspec.structs import replace
 
 from shared.events.identity import Identifier
-from shared.events.model import Reason
+from shared.events.model import Reason, RejectedEvent
 from shared.events.repair import Number
-from shared.parked.analysis import Analyst
+from shared.parked.analysis import Analyst, NotYet, Retriable
 from shared.parked.calls import ParkedUnavailable
 from shared.parked.causes import cause_path
+from shared.parked.groups import cause_of
 from shared.parked.model import ParkedEvent
 from shared.parked.wake import FULL_EVERY_US, SAMPLE, SETTLE_US, NoAnalyst, Waker, WakeReport
 from tests.fakes.parked_rows import ParkedRowsInMemory
@@ -291,6 +292,43 @@ async def test_two_wakers_wake_an_event_once() -> None:
     first, second = await wake(rows), await wake(rows)
 
     assert (first.woken, second.woken) == (30, 0)
+
+
+ATTRIBUTES = ("attributes", {"type": "map", "values": {"type": "array", "items": "long"}})
+
+
+def refused_for(attributes: object) -> RejectedEvent:
+    (verdict,) = contract(ATTRIBUTES).encode(Identifier(RULES).identify([text(attributes=attributes)]))
+    assert isinstance(verdict, RejectedEvent)
+    return verdict
+
+
+def test_the_keys_of_a_map_are_one_cause_and_stand_in_none() -> None:
+    colour, size = refused_for({"colour": [1, "x"]}), refused_for({"w": [1], "size/~": [1, 2, "x"]})
+    causes = {cause_of(parked(text(), path=refused.path)) for refused in (colour, size)}
+
+    assert {cause.path for cause in causes} == {"/attributes/*/*"}
+    assert len({cause.id for cause in causes}) == 1
+    assert (colour.path, colour.place) == ("/attributes/*/1", "/attributes/colour/1")
+    assert (size.path, size.place) == ("/attributes/*/2", "/attributes/size~1~0/2")
+    assert refused_for(5).place == ""
+
+
+def test_what_was_parked_under_the_key_of_a_map_keeps_its_cause() -> None:
+    before = cause_of(parked(text(), path="/attributes/colour"))
+
+    assert (before.path, before.id) == ("/attributes/colour", "c48fe3eeecafc5ec")
+
+
+def test_a_repair_below_one_key_of_a_map_is_called_by_a_refusal_there_and_by_no_other() -> None:
+    made = analyst(ATTRIBUTES, repairs=[Number("/attributes/colour/*")])
+
+    cured = made.analyse(parked(text(attributes={"colour": ["5"]})), NOW_US)
+    other = made.analyse(parked(text(attributes={"size": ["5"], "colour": ["6"]})), NOW_US)
+
+    assert isinstance(cured, Retriable)
+    assert isinstance(other, NotYet)
+    assert (other.path, other.place) == ("/attributes/*/0", "/attributes/size/0")
 
 
 def test_the_places_in_arrays_are_one_cause() -> None:

@@ -95,6 +95,18 @@ def test_the_offset_of_an_archived_record_that_nothing_could_decode_is_accounted
     assert not balance(books(log={0: range(3)})).adds_up
 
 
+def test_an_archived_record_may_be_foreign_and_have_no_event_id() -> None:
+    parked = books().parked
+    foreign = [ArchivedItem(event_id=name, told=True, place=(0, 2 + at)) for at, name in enumerate(("", "", "x"))]
+
+    assert balance(books(archived=foreign, log={0: range(5)})).adds_up
+    sheet = balance(books(archived=[*foreign[:2], replace(foreign[0], told=False, place=(0, 4))], log={0: range(5)}))
+    assert sheet.untold == ["offset 0/4"]
+    waits = ParkedItem(event_id="", reason="undecodable", place=(0, 2))
+    archived = [replace(foreign[0], told=False)]
+    assert balance(books(parked=[*parked, waits], archived=archived, log={0: range(3)})).adds_up
+
+
 def test_an_archived_event_that_is_still_parked_counts_as_parked() -> None:
     sheet = balance(books(archived=[ArchivedItem(event_id="id2", told=False)]))
 

@@ -2,7 +2,7 @@
 
 import io
 
-from deploy.demo.progress import EntityProgress, Screen, entity_progress, fetch, lines, parse
+from deploy.demo.progress import EntityProgress, Screen, entity_progress, fetch, lines, merged_offsets, parse
 
 POLLER = """
 # TYPE tidemark_shown_total counter
@@ -50,6 +50,22 @@ def test_progress_is_read_from_the_services() -> None:
     assert line.split() == [
         "accounts", "12", "9", "5", "4", "1.5", "s", "2", "invalid,", "1", "kafka_unknown,", "breaker", "open",
     ]  # fmt: skip
+
+
+def test_what_is_in_delta_is_shown_where_a_stream_loads_it() -> None:
+    stream = parse("""
+# TYPE tidemark_lake_position gauge
+tidemark_lake_position{entity="accounts",topic="cdc.accounts",generation="1",partition="0"} 3
+tidemark_lake_position{entity="payments",topic="cdc.payments",generation="1",partition="0"} 70
+""")
+    merged = merged_offsets(stream, "cdc.accounts")
+
+    found = entity_progress("accounts", "cdc.accounts", parse(POLLER), parse(SINK), parse(RETRIER), None, merged)
+
+    assert (found.in_delta, found.delta_lag) == (3, 2)
+    [head, line] = lines([found])
+    assert head.split()[-4:] == ["in", "Delta", "lag", "parked"]
+    assert line.split()[5:8] == ["-", "3", "2"]
 
 
 def test_a_service_that_does_not_answer_is_shown_as_zeros() -> None:

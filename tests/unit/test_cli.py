@@ -135,6 +135,7 @@ def test_a_server_that_is_down_exits_3_without_a_traceback(
         ["parked", "list", "--reason", "bored"],
         ["parked", "list", "--limit", "0"],
         ["status", "--namespace", "A_B"],
+        ["evidence", "verify", "--expect-head", "abc"],
     ],
 )
 def test_wrong_usage_exits_2(command: list[str]) -> None:
@@ -156,6 +157,24 @@ def test_a_cursor_can_be_set_to_the_beginning_or_a_time() -> None:
 
     assert parser({}).parse_args([*common, "beginning"]).to == 0
     assert parser({}).parse_args([*common, "1970-01-01T01:00:01+01:00"]).to == 1_000_000
+
+
+def test_a_cursor_that_would_skip_what_is_still_to_come_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["cursor", "set", "accounts", "--reason", "x", "--to", "2999-01-01T00:00:00Z"]) == 2
+    assert "lies ahead" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("dsn", ["canary", "postgresql://u:canary@h:port/d", "http://u:canary@h/d"])
+def test_a_dsn_that_cannot_be_read_is_a_setting_to_mend_and_no_bug(
+    dsn: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TIDEMARK_POSTGRES_DSN", dsn)
+
+    assert main(["entity", "list"]) == 2
+    errors = capsys.readouterr().err
+    assert errors.startswith("the Postgres dsn can't be used (")
+    assert errors.endswith("see TIDEMARK_POSTGRES_DSN\n")
+    assert "canary" not in errors
 
 
 def test_validate_loads_no_client_library(folder: Path) -> None:

@@ -91,6 +91,9 @@ def test_what_a_notice_tells_its_owner_to_type_is_understood() -> None:
         ["export", "--out", "a", "--dir", "b"],
         ["list", "--older-than", "soon"],
         ["list", "--newer-than", "-1d"],
+        ["list", "--after", "nonsense"],
+        ["groups", "--path", "amount"],
+        ["hold", "--all", "--why", "x", "--for", "0s"],
     ],
 )
 def test_wrong_usage_exits_2(command: list[str]) -> None:
@@ -115,6 +118,9 @@ def test_wrong_usage_exits_2(command: list[str]) -> None:
         (["discard", "--why", "x"], "say which events"),
         (["export", "--out", "-", "--json"], "standard output"),
         (["export", "--dir", "/"], "exists"),
+        (["redrive", "--dry-run", "--schema", "/nope.avsc"], "can't read /nope.avsc"),
+        (["redrive", "--dry-run", "--schema", __file__], "is no JSON"),
+        (["redrive", "--from-archive", "s3://b/k", "--dry-run", "--schema", "/nope.avsc"], "can't read /nope.avsc"),
     ],
 )
 def test_what_does_not_go_together_is_refused_before_anything_is_touched(
@@ -122,6 +128,14 @@ def test_what_does_not_go_together_is_refused_before_anything_is_touched(
 ) -> None:
     assert main(["parked", *command]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_a_schema_that_is_tried_belongs_to_one_entity(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = FOLDER.replace("sources:", FOLDER.split("\n")[2].replace("accounts:", "more:", 1) + "\nsources:")
+    (tmp_path / "a.yaml").write_text(folder)
+
+    assert main(["parked", "redrive", "--dry-run", "--schema", str(tmp_path / "accounts.avsc")]) == 2
+    assert "name it with --entity" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -137,6 +151,9 @@ def test_what_does_not_go_together_is_refused_before_anything_is_touched(
         ({"path": "/lines/3/price"}, True),
         ({"path": "/lines/*/price"}, True),
         ({"path": "/lines/4/price"}, False),
+        ({"path": "/*/3/*"}, True),
+        ({"path": "/lines/*"}, False),
+        ({"path": "*"}, False),
         ({"key": "1"}, True),
         ({"key": "11"}, False),
         ({"ids": (event_of(1).event_id, "x")}, True),
@@ -239,7 +256,7 @@ def test_an_edit_that_the_contract_takes_is_allowed() -> None:
         (text(amount=5, id="b"), "/id: the key must not change"),
         (text(amount=5, id="a", at="2026-11-03T12:34:57Z"), "/at: the time stamp must not change"),
         (b'{"at": "2026-11-03T12:34:56Z", "amount": 5}', "/id: the key"),
-        (b'{"id": "a"', "/id: the key"),
+        (b'{"id": "a"', "hostile at (the whole): "),
         (text(amount="canary2", id="a"), "invalid at /amount"),
         (text(amount=5, id="a", extra=1), "invalid at /extra"),
     ],

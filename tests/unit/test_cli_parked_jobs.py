@@ -37,12 +37,22 @@ class Table:
         self.dies_at: int | None = None
         self.dies_after = False
         self.leased: set[str] = set()
+        self.limits_s: set[float | None] = set()
 
     async def look(self, place: Place) -> Row | None:
         await asyncio.sleep(0)
         return read_row(self.items[place.sk]) if place.sk in self.items else None
 
-    async def wake(self, place: Place, spread_s: float, by: str, *, operator: bool = False) -> bool:
+    async def wake(
+        self,
+        place: Place,
+        spread_s: float,
+        by: str,
+        *,
+        operator: bool = False,
+        stale_after_s: float | None = None,
+    ) -> bool:
+        self.limits_s.add(stale_after_s)
         row = await self.look(place)
         if row is None or row.state is State.PARKED:
             return False
@@ -121,7 +131,7 @@ async def run(table: Table, job: Job, seconds_per_look: float = 1.0) -> Job:
         await asyncio.sleep(0)
 
     pace = Pace(job.per_second, monotonic_s=lambda: 0.0, sleep=no_wait)
-    waker = Waker(table, lambda: NOW_MS)
+    waker = Waker(table, lambda: NOW_MS, {"payments": 3_600.0}.get)
     return await run_job(job, table, table, waker, pace, monotonic_s=clock(seconds_per_look))  # type: ignore[arg-type]
 
 
@@ -131,6 +141,7 @@ async def test_all_that_is_selected_is_woken_and_counted() -> None:
     done = await run(table, await table.save(job_of(9)))
 
     assert (done.counts, done.done, set(table.wakes.values())) == ({"woken": 9}, True, {1})
+    assert table.limits_s == {3_600.0}, "the entity's own"
     assert table.saved == done
 
 

@@ -7,10 +7,11 @@ from shared.entities import PauseRules
 from shared.events.contract import compile_contract
 from shared.events.identity import Identifier
 from shared.events.model import Event, EventRules, Reason, RejectedEvent, Sighting
+from shared.events.repair import Rename, RepairRule, Trim
 from shared.kafka.records import NotPublished
 from shared.lifecycle import Stop
 from shared.producer.brake import Brake
-from shared.producer.delivery import Delivery, Destination, Interrupted, PauseEntity
+from shared.producer.delivery import Delivery, Destination, Interrupted, PauseEntity, Repairs
 from tests.fakes.delivery import FakeKafka, FakeParked
 
 RULES = EventRules(entity="accounts", key=("id",), updated_at="at", updated_at_format="epoch_us", op="op")
@@ -56,10 +57,41 @@ def bad(number: int) -> dict[str, object]:
     return {"id": number, "at": 1, "op": "u", "name": 7}
 
 
-def delivery(kafka: FakeKafka, parked: FakeParked, *, stop: Stop | None = None, outage_max: int = 10_000) -> Delivery:
+def delivery(
+    kafka: FakeKafka,
+    parked: FakeParked,
+    *,
+    stop: Stop | None = None,
+    outage_max: int = 10_000,
+    repairs: tuple[RepairRule, ...] = (),
+) -> Delivery:
     to = Destination(entity="accounts", topic="cdc.accounts", owner="ledger", outage_parked_events_max=outage_max)
     contract = compile_contract(RULES, SCHEMA, "cdc.accounts-value", 7)
-    return Delivery(to, contract, Brake(PauseRules()), kafka, parked, stop or ImpatientStop())
+    own = Repairs(RULES, repairs)
+    return Delivery(to, contract, Brake(PauseRules()), kafka, parked, stop or ImpatientStop(), own)
+
+
+def renamed(number: int) -> dict[str, object]:
+    return {"id": number, "at": 1, "op": "u", "nom": "x"}
+
+
+async def test_a_flood_that_the_entitys_repairs_cure_does_not_pause_it() -> None:
+    kafka, parked = FakeKafka(), FakeParked()
+    one = delivery(kafka, parked, repairs=(Rename("/nom", "name"),))
+
+    for page in range(3):
+        await one.deliver(events(*map(renamed, range(page * 100, page * 100 + 100)), good(1_000 + page)))
+
+    assert len(parked.events) == 300, "the retrier repairs them, not the poller"
+    assert {event.reason for event in parked.events} == {Reason.INVALID}
+    assert len(kafka.acked) == 3
+
+
+async def test_a_flood_that_no_repair_cures_pauses_the_entity_whatever_repairs_there_are() -> None:
+    one = delivery(FakeKafka(), FakeParked(), repairs=(Rename("/nom", "name"), Trim("/name")))
+
+    with pytest.raises(PauseEntity, match="200 invalid events in a row"):
+        await one.deliver(events(*map(renamed, range(50)), *map(bad, range(100, 300))))
 
 
 async def test_one_bad_event_parks_itself_and_the_rest_is_published() -> None:

@@ -116,7 +116,10 @@ def test_the_place_is_a_pointer_into_the_event() -> None:
     made = contract(("x", ["null", inner]))
 
     refused(outcome(made, event(x='{"a":["b",1],"m":{}}')), INVALID, "/x/a/1")
-    refused(outcome(made, event(x='{"a":[],"m":{"k/~":true}}')), INVALID, "/x/m/k~1~0")
+    found = outcome(made, event(x='{"a":[],"m":{"k/~":true}}'))
+    refused(found, INVALID, "/x/m/*")
+    assert isinstance(found, RejectedEvent)
+    assert (found.place, found.exact_path) == ("/x/m/k~1~0", "/x/m/k~1~0"), "the map's key is the source's data"
     refused(outcome(made, event(x='{"a":[],"m":{},"n":1}')), INVALID, "/x/n")
     refused(outcome(made, event(x='{"a":[]}')), INVALID, "/x/m")
 

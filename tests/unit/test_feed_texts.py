@@ -2,7 +2,8 @@
 
 import pytest
 
-from shared.producer.feed import _http_date_us, _retry_after_s, since_text
+from shared.producer.exchange import read_date_us, read_retry_after_s
+from shared.producer.feed import since_text
 
 AT_US = 1_767_323_045_123_456  # 2026-01-02T03:04:05.123456Z
 
@@ -55,7 +56,7 @@ def test_no_source_is_asked_for_a_number_below_zero(time_format: str) -> None:
     ],
 )
 def test_a_date_that_can_not_be_read_is_no_date(text: str | None, expected: int | None) -> None:
-    assert _http_date_us(text) == expected
+    assert read_date_us(text) == expected
 
 
 @pytest.mark.parametrize(
@@ -74,4 +75,4 @@ def test_a_date_that_can_not_be_read_is_no_date(text: str | None, expected: int 
     ],
 )
 def test_retry_after_is_seconds_or_a_date_by_the_servers_clock(text: str | None, expected: float | None) -> None:
-    assert _retry_after_s(text, 1_767_323_045_000_000) == expected
+    assert read_retry_after_s(text, 1_767_323_045_000_000) == expected

@@ -12,8 +12,9 @@ import structlog
 
 from services.dynamo_retrier import lambda_function
 from services.dynamo_retrier.config import RetrierConfig
+from services.dynamo_retrier.opening import Clients, monotonic_s
 from services.dynamo_retrier.redrive import Deadline
-from services.dynamo_retrier.sandbox import CUT_S, MARGIN_S, Clients, Sandbox, monotonic_s
+from services.dynamo_retrier.sandbox import CUT_S, MARGIN_S, Sandbox
 from shared.config import ConfigError
 from shared.entities import Entities, Namespace
 from shared.kafka.settings import KafkaSettings

@@ -7,7 +7,7 @@ import pytest
 
 from services.dynamo_retrier.pacing import Share
 from services.dynamo_retrier.ports import ArchiveUnavailable
-from services.dynamo_retrier.redrive import CLAIMS_AT_ONCE, Batch, Deadline, Limits, Redrive
+from services.dynamo_retrier.redrive import AT_ONCE, Batch, Deadline, Limits, Redrive
 from shared.events.contract import compile_contract
 from shared.events.model import EventRules, Reason, RejectedEvent
 from shared.events.repair import Number
@@ -45,6 +45,7 @@ class Scene:
         self.analyst = Analyst(contract, RULES, (Number("/amount"),))
         self.kept: list[str] = []
         self.archive_is_up = True
+        self.keep_s = 0.0
         self.share = Share(per_s)
         self.deadline = Deadline()
         self.redrive = Redrive(
@@ -69,11 +70,14 @@ class Scene:
     async def keep(self, name: str, line: bytes) -> None:
         if not self.archive_is_up:
             raise ArchiveUnavailable("down")
+        self.clock.now_s += self.keep_s
         self.table.did.append(("kept", json.loads(line)["item"]))
         self.kept.append(name)
 
     async def run(self, **changes: Any) -> Batch:
         hints = [hint(int(row, 16), **changes) for row in sorted(self.table.rows)]
+        if not hints:
+            return Batch("payments", self.deadline)
         return await self.redrive.batch("cdc.payments", hints, self.deadline)
 
     def did(self, operation: str) -> list[str]:
@@ -193,12 +197,12 @@ async def test_an_answer_lost_on_the_way_back_from_the_table_is_asked_for_again(
 
 
 async def test_while_the_table_is_away_no_further_rows_are_claimed() -> None:
-    scene = Scene(rows=CLAIMS_AT_ONCE + 1)
+    scene = Scene(rows=AT_ONCE + 1)
     scene.table.fails["claim", item_id(0)] = [AWAY]
     done = await scene.run()
 
     assert done.parked_away
-    assert (done.claimed, done.published) == (CLAIMS_AT_ONCE - 1, CLAIMS_AT_ONCE - 1)
+    assert (done.claimed, done.published) == (AT_ONCE - 1, AT_ONCE - 1)
 
 
 async def test_a_worker_frozen_between_claim_and_publish_changes_nothing() -> None:
@@ -251,6 +255,33 @@ async def test_a_deadline_that_comes_near_gives_back_what_waits_for_its_share() 
 
     assert done.published == 2
     assert scene.table.said[item_id(2)] == ("out_of_time", False, True)
+
+
+async def test_of_a_slow_table_as_many_are_claimed_as_can_still_be_published() -> None:
+    scene = Scene(rows=200, per_s=1_000)
+    scene.table.claim_s = 0.5  # of one after the other: 100 s for all
+    done = await scene.run()
+
+    assert 0 < done.published < 200
+    assert done.published == done.claimed, "claimed, and then there was no time for it"
+    scene.table.said.clear()
+    for _ in range(20):
+        await scene.run()
+    assert scene.table.rows == {}
+    assert scene.table.said == {}, "given back"
+
+
+async def test_of_a_slow_archive_as_many_originals_are_kept_as_can_still_be_published() -> None:
+    scene = Scene(rows=200, per_s=1_000)
+    scene.table.rows = {row: raw(int(row, 16), amount="12") for row in scene.table.rows}
+    scene.keep_s = 0.5
+    done = await scene.run(reason=Reason.INVALID)
+
+    assert 0 < done.published < 200
+    assert done.published == len(scene.kept), "kept in vain"
+    for _ in range(20):
+        await scene.run(reason=Reason.INVALID)
+    assert scene.table.rows == {}
 
 
 async def test_a_lost_lease_is_left_alone() -> None:

@@ -15,7 +15,8 @@ from services.s3_sink.limits import SinkSettings
 from services.s3_sink.ports import Learned, ParkingUnavailable
 from services.s3_sink.sink import Sink
 from shared import metrics
-from shared.kafka.chunks import GroupCommit, LogBounds, Partition, Record
+from shared.events.lineage import ConsumedRecord
+from shared.kafka.chunks import GroupCommit, LogBounds, Partition
 from shared.raw import generation
 from shared.raw.generation import TopicLife
 from shared.raw.keys import Chain, Keys
@@ -429,7 +430,7 @@ async def test_after_an_answer_to_an_old_position_reading_goes_on_from_the_expec
 class FatDecoder(OffsetDecoder):
     """Rows of two kilobytes that don't compress."""
 
-    def rows(self, chain: Chain, records: Sequence[Record]) -> Rows:
+    def rows(self, chain: Chain, records: Sequence[ConsumedRecord]) -> Rows:
         lines = [random.randbytes(1_000).hex().encode() + b"\n" for _record in records]
         return Rows(b"".join(lines), len(lines), (1,), ())
 
@@ -652,11 +653,11 @@ async def test_a_fault_that_nobody_foresaw_stops_its_partition_alone_until_it_is
         trip("open", topic)
         return await bounds(topic)
 
-    def tripping_rows(chain: Chain, records: Sequence[Record]) -> Rows:
+    def tripping_rows(chain: Chain, records: Sequence[ConsumedRecord]) -> Rows:
         trip("rows", chain.topic)
         return rows(chain, records)
 
-    def tripping_ready(topic: str, records: Sequence[Record]) -> tuple[int, int | None]:
+    def tripping_ready(topic: str, records: Sequence[ConsumedRecord]) -> tuple[int, int | None]:
         trip("ready", topic)
         return ready(topic, records)
 

@@ -3,14 +3,12 @@
 What an error says never holds the url, a header or a secret: they may stand in it, and errors go to logs.
 """
 
-import asyncio
-import email.utils
 import socket
 import ssl
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
-from datetime import UTC
+from functools import partial
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from ipaddress import ip_address
 from urllib.parse import urlsplit
@@ -18,7 +16,6 @@ from urllib.parse import urlsplit
 import aiohttp
 import httpx
 from aiohttp.abc import AbstractResolver, ResolveResult
-from httpx_aiohttp import AiohttpTransport
 from msgspec import Struct
 
 from services.stale_notifier.channels.guard import AddressRefused, Guard
@@ -26,6 +23,7 @@ from services.stale_notifier.notice import ChannelRefused, ChannelUnavailable, l
 from shared.config import ConfigError
 from shared.owners import ChannelSettings, Secret, wrong_with_url
 from shared.producer.budget import HostBudget, HostResting
+from shared.producer.exchange import Transport, causes, read_date_us, read_retry_after_s
 
 CONNECTIONS_MAX = 20
 ANSWER_BYTES_MAX = 4_096
@@ -34,7 +32,6 @@ TOTAL_TIMEOUTS = 3
 """One request takes at most so many times ``timeout_s`` until its answer's headers are there."""
 RATE_LIMITED_S = 30.0
 """The rest after a 429 that doesn't say how long."""
-_RETRY_AFTER_DIGITS_MAX = 12
 
 Clock = Callable[[], int]
 """Milliseconds since 1970."""
@@ -105,7 +102,8 @@ class Poster:
     def _judged(self, response: httpx.Response, said: str) -> ChannelUnavailable | ChannelRefused:
         status = response.status_code
         message = f"channel {self._name}: the receiver answers {status}{said}"
-        retry_after_s = _retry_after_s(response.headers.get("retry-after"), response.headers.get("date"))
+        server_us = read_date_us(response.headers.get("date"))
+        retry_after_s = read_retry_after_s(response.headers.get("retry-after"), server_us)
         if status == 429 or (status >= 500 and retry_after_s is not None):
             rest_s = RATE_LIMITED_S if retry_after_s is None else max(retry_after_s, 1.0)
             self._budget.rest(rest_s)
@@ -121,19 +119,19 @@ class Poster:
         return ChannelRefused(message, permanent=False)
 
     def _failure(self, error: BaseException) -> ChannelUnavailable | ChannelRefused:
-        causes = list(_causes(error))
-        refused = next((cause for cause in causes if isinstance(cause, AddressRefused)), None)
+        behind = list(causes(error))
+        refused = next((cause for cause in behind if isinstance(cause, AddressRefused)), None)
         if refused is not None:
             return ChannelRefused(f"channel {self._name}: {refused}", permanent=True)
-        tls = next((cause for cause in causes if isinstance(cause, ssl.SSLError | ssl.CertificateError)), None)
+        tls = next((cause for cause in behind if isinstance(cause, ssl.SSLError | ssl.CertificateError)), None)
         if tls is not None:
             why = getattr(tls, "verify_message", "") or getattr(tls, "reason", "") or type(tls).__name__
             return ChannelUnavailable(
                 f"channel {self._name}: no trusted TLS connection ({why}); check its certificate and ca_file",
                 self._budget.unreachable(),
             )
-        kinds = " from ".join(dict.fromkeys(type(cause).__name__ for cause in causes))
-        if any(isinstance(cause, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError) for cause in causes):
+        kinds = " from ".join(dict.fromkeys(type(cause).__name__ for cause in behind))
+        if any(isinstance(cause, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError) for cause in behind):
             return ChannelUnavailable(f"channel {self._name}: can't be reached ({kinds})", self._budget.unreachable())
         return ChannelUnavailable(f"channel {self._name}: no answer ({kinds})")
 
@@ -192,8 +190,9 @@ def tls_context(settings: ChannelSettings) -> ssl.SSLContext:
 
 
 def _client(settings: ChannelSettings, guard: Guard) -> httpx.AsyncClient:
+    context = tls_context(settings)
     return httpx.AsyncClient(
-        transport=_Transport(tls_context(settings), guard, settings.timeout_s * TOTAL_TIMEOUTS),
+        transport=Transport(context, partial(_connector, context, guard), settings.timeout_s * TOTAL_TIMEOUTS),
         headers={"accept": "*/*", "accept-encoding": "identity", "user-agent": "tidemark"},
         cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
         follow_redirects=False,
@@ -201,30 +200,10 @@ def _client(settings: ChannelSettings, guard: Guard) -> httpx.AsyncClient:
     )
 
 
-class _Transport(AiohttpTransport):
-    """aiohttp under httpx's interface, with a deadline up to the end of the headers, which else could drip for ever.
-
-    The deadline cancels inside aiohttp, which then closes the connection; httpcore, which leaks its pool's slots on
-    cancellation, is not in use.
-    """
-
-    def __init__(self, context: ssl.SSLContext, guard: Guard, total_s: float) -> None:
-        super().__init__(verify=context, trust_env=False, client=lambda: _session(context, guard))
-        self._total_s = total_s
-
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        try:
-            async with asyncio.timeout(self._total_s):
-                return await super().handle_async_request(request)
-        except TimeoutError:
-            raise httpx.ReadTimeout(f"no whole headers within {self._total_s:.0f} s") from None
-
-
-def _session(context: ssl.SSLContext, guard: Guard) -> aiohttp.ClientSession:
-    connector = aiohttp.TCPConnector(
+def _connector(context: ssl.SSLContext, guard: Guard) -> aiohttp.BaseConnector:
+    return aiohttp.TCPConnector(
         limit=CONNECTIONS_MAX, ssl=context, resolver=_GuardedResolver(guard), keepalive_timeout=15
     )
-    return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar(), trust_env=False)
 
 
 class _GuardedResolver(AbstractResolver):
@@ -253,36 +232,3 @@ def _said(body: bytes, secrets: Sequence[str]) -> str:
             words = words.replace(secret, "[hidden]")
     words = legible(" ".join(words.split()))
     return f" ({words})" if words else ""
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """The error and those behind it, ten at most."""
-    cause: BaseException | None = error
-    for _ in range(10):
-        if cause is None:
-            return
-        yield cause
-        inner = getattr(cause, "certificate_error", None) or getattr(cause, "os_error", None)
-        if isinstance(inner, BaseException):
-            yield inner
-        cause = cause.__cause__ or cause.__context__
-
-
-def _retry_after_s(text: str | None, date: str | None) -> float | None:
-    """Seconds, or until a date by the receiver's own clock where it tells it. ``None``: absent or unreadable."""
-    text = (text or "").strip()
-    if text.isascii() and text.isdigit() and len(text) <= _RETRY_AFTER_DIGITS_MAX:
-        return float(text)
-    until_s = _date_s(text)
-    if until_s is None:
-        return None
-    server_s = _date_s(date or "")
-    return max(0.0, until_s - (time.time() if server_s is None else server_s))
-
-
-def _date_s(text: str) -> float | None:
-    try:
-        moment = email.utils.parsedate_to_datetime(text)
-        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
-    except (ValueError, OverflowError):
-        return None
