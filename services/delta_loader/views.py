@@ -1,0 +1,21 @@
+"""Names for people: the table and its live rows, in a schema of Spark's catalog."""
+
+from pyspark.sql import SparkSession
+
+from services.delta_loader.spark_types import quoted
+from shared.lake.layout import DELETED
+
+
+def show(spark: SparkSession, catalog: str, entity: str, table: str) -> None:
+    """``<catalog>.<entity>`` and ``<catalog>.<entity>_live``; without a catalog, the view of this session alone.
+
+    A view keeps the columns that it was made with, so it is made anew whenever the table has grown.
+    """
+    live = f"SELECT * FROM delta.`{table}` WHERE NOT {DELETED}"  # noqa: S608 (names of ours)
+    if not catalog:
+        spark.sql(f"CREATE OR REPLACE TEMPORARY VIEW {quoted(f'{entity}_live')} AS {live}")
+        return
+    schema = ".".join(map(quoted, catalog.split(".")))
+    spark.sql(f"CREATE SCHEMA IF NOT EXISTS {schema}")
+    spark.sql(f"CREATE TABLE IF NOT EXISTS {schema}.{quoted(entity)} USING delta LOCATION '{table}'")
+    spark.sql(f"CREATE OR REPLACE VIEW {schema}.{quoted(f'{entity}_live')} AS {live}")
