@@ -31,6 +31,8 @@ _SETTINGS: Mapping[str, str] = {
     "spark.databricks.delta.optimize.minFileSize": str(FILE_BYTES_MAX),
     "spark.databricks.delta.optimize.batchSize": str(COMMIT_BYTES_MAX),
     "spark.databricks.delta.vacuum.parallelDelete.enabled": "true",
+    # VACUUM lists a table in as many tasks as this says, however small it is; Spark's default is 10,000.
+    "spark.sql.sources.parallelPartitionDiscovery.parallelism": "32",
 }
 
 

@@ -8,14 +8,16 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import msgspec
 from deltalake import DeltaTable, QueryBuilder
+from deltalake._internal import DeltaFileSystemHandler  # the table's own store: there is no public way to one file
 from deltalake.exceptions import DeltaError, TableNotFoundError
 
-from shared.lake.layout import for_s3_clients, on_s3
+from shared.lake.layout import commit_file, for_s3_clients, on_s3
 from shared.lake.positions import Commit, Positions, commit_of, positions_at
 
-HISTORY_FIRST = 16
-"""Commits read at first; each further look reads twice as many."""
+HEAD_BYTES = 64 * 1024
+"""Of a commit's file: its note stands in the first action, as a rule."""
 TEXT_CHARS_MAX = 500
 _DECORATION = re.compile(r"\x1b\[[0-9;]*m|↳")
 _PASSED_ON = (
@@ -44,10 +46,8 @@ class LakeTable:
         self.version: int = table.version()
         self._table = table
         self._environ = environ
-        self._commits: dict[int, Commit] = {}
-        self._times_ms: dict[int, int] = {}
-        self._oldest_read = self.version + 1
-        self._exhausted = False
+        self._files = DeltaFileSystemHandler(for_s3_clients(uri), storage_options(uri, environ))
+        self._infos: dict[int, dict[str, Any] | None] = {}
 
     @classmethod
     def open(cls, uri: str, environ: Mapping[str, str]) -> "LakeTable | None":
@@ -78,13 +78,13 @@ class LakeTable:
 
     def commit(self, version: int) -> Commit | None:
         """``None``: the log does not have it any more."""
-        while version < self._oldest_read and not self._exhausted:
-            self._read_more()
-        return self._commits.get(version)
+        info = self._info(version)
+        return None if info is None else commit_of(version, info)
 
     def committed_ms(self, version: int) -> int | None:
         """When, by the writer's clock."""
-        return self._times_ms.get(version) if self.commit(version) is not None else None
+        info = self._info(version)
+        return None if info is None else int(info.get("timestamp") or 0)
 
     def commits(self) -> Iterator[Commit]:
         """Newest first, as far back as the log goes."""
@@ -97,25 +97,48 @@ class LakeTable:
         """The named columns of all rows, some thousand at a time; ``where``: SQL over columns in double quotes."""
         names = ", ".join(quoted(name) for name in columns)
         sql = f"SELECT {names} FROM source{f' WHERE {where}' if where else ''}"  # noqa: S608  # names of our own
-        try:
-            for batch in QueryBuilder().register("source", self._table).execute(sql):
-                cells = [batch.column(number).to_pylist() for number in range(len(columns))]
-                yield list(zip(*cells, strict=True))
-        except (DeltaError, OSError, ValueError) as error:
-            raise _unavailable(self.uri, error) from error
+        batches = QueryBuilder().register("source", self._table).execute(sql)
+        while True:
+            try:
+                batch = next(batches, None)
+            except Exception as error:  # the engine's own failures come as plain ``Exception``
+                raise _unavailable(self.uri, error) from error
+            if batch is None:
+                return
+            cells = [batch.column(number).to_pylist() for number in range(len(columns))]
+            yield list(zip(*cells, strict=True))
 
-    def _read_more(self) -> None:
-        count = max(HISTORY_FIRST, 2 * len(self._commits))
+    def _info(self, version: int) -> dict[str, Any] | None:
+        """The ``commitInfo`` of a version: from its file, since deltalake's ``history`` counts from the log's newest
+        commit, whatever version the table is at."""
+        if version not in self._infos:
+            self._infos[version] = self._read_info(version)
+        return self._infos[version]
+
+    def _read_info(self, version: int) -> dict[str, Any] | None:
+        path = commit_file("", version).lstrip("/")
         try:
-            found = self._table.history(count)
-        except (DeltaError, OSError) as error:
+            file = self._files.open_input_file(path)
+            head = file.read(HEAD_BYTES)
+            found = _commit_info(head.splitlines()[: None if len(head) < HEAD_BYTES else -1])
+            if found is None and len(head) == HEAD_BYTES:
+                found = _commit_info((head + file.read(file.size() - HEAD_BYTES)).splitlines())
+        except FileNotFoundError:
+            return None
+        except (DeltaError, OSError, msgspec.MsgspecError) as error:
             raise _unavailable(self.uri, error) from error
-        for info in found:
-            version = int(info["version"])
-            self._commits[version] = commit_of(version, info)
-            self._times_ms[version] = int(info.get("timestamp") or 0)
-            self._oldest_read = min(self._oldest_read, version)
-        self._exhausted = len(found) < count
+        return {} if found is None else found
+
+
+class _Action(msgspec.Struct):
+    commitInfo: dict[str, Any] | None = None
+
+
+_decode_action = msgspec.json.Decoder(_Action).decode
+
+
+def _commit_info(lines: Sequence[bytes]) -> dict[str, Any] | None:
+    return next((info for line in lines if (info := _decode_action(line).commitInfo) is not None), None)
 
 
 def quoted(name: str) -> str:

@@ -91,7 +91,8 @@ class S3Store:
             if code in _TAKEN:
                 raise SlotTaken(what) from error
             if code in _MISSING:
-                if name == "put_object" and "IfMatch" not in arguments:  # a bucket that is not there, on stores that name it so
+                # To a plain PUT: a bucket that is not there, on stores that name it so.
+                if name == "put_object" and "IfMatch" not in arguments:
                     raise StoreUnavailable(f"{name} {what!r}: {code}") from error
                 return None
             raise StoreUnavailable(f"{name} {what!r} in {self.bucket!r}: {code}") from error

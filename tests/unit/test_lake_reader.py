@@ -7,7 +7,7 @@ from arro3.core import Array, DataType, Table
 from deltalake import CommitProperties, DeltaTable, write_deltalake
 
 from shared.lake.positions import Note, encode_note
-from shared.lake.reader import HISTORY_FIRST, LakeTable, LakeUnavailable, quoted, storage_options, text_literal
+from shared.lake.reader import HEAD_BYTES, LakeTable, LakeUnavailable, quoted, storage_options, text_literal
 from shared.raw.keys import Chain
 
 CHAIN = Chain("cdc.things", 1, 0)
@@ -45,7 +45,7 @@ def test_positions_and_rows_are_those_of_the_pinned_version(tmp_path: Path) -> N
 
 
 def test_commits_are_read_newest_first_to_the_end_of_the_log(tmp_path: Path) -> None:
-    count = 2 * HISTORY_FIRST + 3
+    count = 12
     for number in range(count):
         append(tmp_path, number, noted=number % 2 == 0)
     table = opened(tmp_path)
@@ -53,6 +53,19 @@ def test_commits_are_read_newest_first_to_the_end_of_the_log(tmp_path: Path) -> 
     assert [commit.version for commit in table.commits()] == list(range(count - 1, -1, -1))
     assert table.commit(count) is None
     assert table.committed_ms(0) is not None
+
+
+def test_a_commit_whose_note_stands_far_behind_is_read_to_its_end(tmp_path: Path) -> None:
+    append(tmp_path, 0)
+    file = tmp_path / "_delta_log" / f"{0:020d}.json"
+    info, *rest = file.read_text().splitlines()
+    assert "commitInfo" in info
+    padding = f'{{"txn":{{"appId":"{"x" * HEAD_BYTES}","version":1}}}}'
+    file.write_text("\n".join([padding, *rest, info]))
+
+    assert opened(tmp_path).positions() == {CHAIN: 10}
+    file.write_text("\n".join(rest))
+    assert opened(tmp_path).positions() == {}
 
 
 def test_after_a_restore_the_positions_are_those_of_the_restored_version(tmp_path: Path) -> None:
