@@ -178,8 +178,11 @@ def _settled(world: FaultWorld, service: Service) -> Callable[[Parked], Coroutin
 
 
 async def _die(child: Child) -> None:
-    async with asyncio.timeout(SETTLES_S):
-        code = await asyncio.shield(child.code)
+    try:
+        async with asyncio.timeout(SETTLES_S):
+            code = await asyncio.shield(child.code)
+    except TimeoutError:
+        raise AssertionError(f"alive after {SETTLES_S:g} s: it didn't come to the point") from None
     assert code == DEATH, f"it ended with {code}, not at the point"
 
 

@@ -107,9 +107,7 @@ def differences(wide: Wide, rows: list[dict[str, Any]], types: dict[str, str]) -
 
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(("shapes", "plain"), [(30, True), (60, False)], ids=["by_columns", "general"])
-def test_every_value_comes_back_equal(
-    spark: SparkSession, tmp_path: Path, shapes: int, plain: bool
-) -> None:
+def test_every_value_comes_back_equal(spark: SparkSession, tmp_path: Path, shapes: int, plain: bool) -> None:
     session = table_session(spark)
     made = wide(shapes, plain=plain)
     path = made.write(tmp_path, general=not plain)
