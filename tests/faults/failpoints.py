@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
-from aiobotocore.client import AioBaseClient  # type: ignore[import-untyped]  # it publishes no types
+from aiobotocore.client import AioBaseClient
 from botocore.exceptions import ConnectTimeoutError, ReadTimeoutError
 from msgspec import Struct
 
