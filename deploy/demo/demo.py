@@ -163,7 +163,11 @@ class Demo:
     async def start_stream(self) -> None:
         """Spark takes its time, and the bank doesn't wait for it: what is in raw objects then is caught up with."""
         if self._lake is not None:
-            await asyncio.to_thread(self.stack.start, "stream")
+            try:
+                await asyncio.to_thread(self.stack.start, "stream")
+            except asyncio.CancelledError:
+                self.stack.kill("stream")  # or the thread waits on until Spark is up, and Ctrl-C with it
+                raise
             self._say("ready: stream (Spark)")
 
     async def _write(self) -> None:
@@ -176,13 +180,19 @@ class Demo:
         await asyncio.to_thread(self.stack.start, "writers")
         self._say(f"{options.writers} writers for {options.seconds:.0f} s, {options.rate:.0f} transactions a second")
         self._phase = "writing"
-        beside = asyncio.gather(self.start_stream(), self.trouble())
+        beside = [
+            asyncio.create_task(self.start_stream(), name="stream"),
+            asyncio.create_task(self.trouble(), name="trouble"),
+        ]
         try:
-            while self.stack.is_running("writers") or not beside.done():
+            while self.stack.is_running("writers") or not all(task.done() for task in beside):
                 await self._frame()
-            await beside
+            for task in beside:
+                await task
         finally:
-            beside.cancel()
+            for task in beside:
+                task.cancel()
+            await asyncio.gather(*beside, return_exceptions=True)
         self.stack.check()
         self._phase = "draining"
         self._say(f"the writers have stopped; they did: {self.stack.log_tail('writers', 1).strip()}")
