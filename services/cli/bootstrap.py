@@ -70,7 +70,7 @@ def _things(edges: Edges, plan: bool) -> Iterator[Thing]:
         yield Thing("kafka", "topic", entity.topic, partial(_topic, edges, entity, plan))
     yield Thing("dynamodb", "table", parked.table, partial(_parked_table, edges, plan))
     yield Thing("s3", "bucket", parked.bucket, partial(_parked_bucket, edges, plan))
-    for bucket in (edges.raw_bucket, edges.archive_bucket):
+    for bucket in dict.fromkeys((edges.raw_bucket, edges.archive_bucket, *edges.lake_bucket)):
         yield Thing("s3", "bucket", bucket, partial(_written_once, edges, bucket, plan))
 
 
@@ -194,7 +194,7 @@ async def _parked_bucket(edges: Edges, plan: bool) -> tuple[Verdict, str]:
 
 
 async def _written_once(edges: Edges, bucket: str, plan: bool) -> tuple[Verdict, str]:
-    """The ledger stands on the store's refusal of a second conditional PUT: without it two sinks would both win."""
+    """Ledger and Delta log need the store's refusal of a second conditional PUT: else two writers would both win."""
     buckets = await edges.buckets()
     exists = await buckets.exists(bucket)
     if not exists and not plan:
@@ -204,7 +204,10 @@ async def _written_once(edges: Edges, bucket: str, plan: bool) -> tuple[Verdict,
     if plan:
         return await _kept(buckets, bucket, "ok")
     if not await buckets.refuses_second_put(bucket, edges.namespace.prefix("")):
-        return "refused", "the store overwrites in spite of If-None-Match: it can't hold a ledger; use another store"
+        return (
+            "refused",
+            "the store overwrites in spite of If-None-Match: it can't hold a ledger or a Delta log; use another store",
+        )
     return await _kept(buckets, bucket, "ok" if exists else "created")
 
 

@@ -245,6 +245,14 @@ class Edges:
 
         return Lake(self._settings("LAKE", LakeSettings).uri, self.namespace.prefix(""))
 
+    @property
+    def lake_bucket(self) -> tuple[str, ...]:
+        """The one that the tables lie in; none if they aren't on S3."""
+        from shared.lake.layout import on_s3
+
+        uri = self.lake.uri
+        return (uri.partition("://")[2].partition("/")[0],) if on_s3(uri) else ()
+
     def lake_table(self, uri: str) -> "LakeTable | None":
         """Blocks: use a thread. Raises ``LakeUnavailable``."""
         from shared.lake.reader import LakeTable

@@ -61,6 +61,7 @@ def place(stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plac
     monkeypatch.setenv("TIDEMARK_ENTITIES_DIR", str(own.folder))
     monkeypatch.setenv("TIDEMARK_NAMESPACE", own.namespace)
     monkeypatch.setenv("TIDEMARK_RAW_BUCKET", own.raw_bucket)
+    monkeypatch.setenv("TIDEMARK_LAKE_URI", f"s3a://{own.raw_bucket}-lake/tables")
     monkeypatch.setenv("TIDEMARK_ARCHIVE_BUCKET", f"{own.namespace}-archive")
     monkeypatch.setenv("TIDEMARK_PARKED_BUCKET", f"{own.namespace}-parked")
     return own
@@ -89,7 +90,7 @@ def test_a_plan_writes_nothing_bootstrap_makes_everything_and_again_finds_it_mad
     planned = verdicts(plan)
     assert planned.pop(("compatibility", "(global)")) in ("ok", "would create")
     assert set(planned.values()) == {"would create"}
-    assert len(planned) == 11
+    assert len(planned) == 12
 
     assert verdicts(run("bootstrap", "--plan")[1]).items() >= planned.items()  # so the first one wrote nothing
 
@@ -123,6 +124,7 @@ def test_a_compacted_topic_is_refused_and_the_rest_is_made(place: Place, run: Js
     assert "compaction drops changes" in note_of(document, "topic", topic)
     assert verdicts(document)["topic", f"{place.namespace}.cdc.payments"] == "created"
     assert verdicts(document)["bucket", place.raw_bucket] == "created"
+    assert verdicts(document)["bucket", f"{place.raw_bucket}-lake"] == "created"
 
 
 def test_a_new_version_is_registered_when_it_is_compatible_and_refused_when_not(place: Place, run: JsonRun) -> None:
