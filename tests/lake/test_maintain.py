@@ -22,7 +22,7 @@ from shared.lifecycle import Stop
 from tests.lake.worlds import World, change, gone
 
 MICRO_COMMITS = 50
-MERGED = 4
+MERGED = 2
 FOREIGN = 1_000
 DAY_US = 86_400_000_000
 STAY_S = 15 * 86_400.0
@@ -134,7 +134,7 @@ async def test_after_a_restore_to_before_the_care_the_positions_are_those_of_tha
 
 async def test_care_and_stream_at_once_lose_nothing(world: World) -> None:
     """Both in this session, each in a thread of its own, until either has been beaten by the other or done its work."""
-    conflicts, rounds, loads = 0, 0, 4
+    conflicts, rounds, loads = 0, 0, 3
 
     async def stream() -> None:
         for turn in range(loads):
