@@ -17,7 +17,7 @@ from services.delta_loader import care, history, quarantine, views
 from services.delta_loader.links import Chunk
 from services.delta_loader.merge import Bounds, in_order, merge, projected, schema_of, winners, with_deleted
 from services.delta_loader.schema import CORRUPT, READ_OPTIONS, LakeSchema
-from services.delta_loader.session import table_session
+from services.delta_loader.session import planned_lightly, table_session
 from services.delta_loader.spark_types import Member, Simple, StructOf, from_json, quoted, to_json
 from services.delta_loader.table import PROPERTIES, At, LakeTable
 from services.delta_loader.transform import Transform
@@ -29,6 +29,7 @@ log = logs.get_logger(__name__)
 
 BOUNDED = frozenset({"byte", "short", "integer", "long", "string"})
 RULE, TRANSFORM = "tidemark.rule", "tidemark.transform"
+LIGHT_ROWS_MAX = 5_000
 REASON, ROWS, WINNER = "__reason", "__rows", "__winner"
 now_s = partial(time.clock_gettime, time.CLOCK_BOOTTIME)
 """Goes on while the machine sleeps."""
@@ -118,6 +119,10 @@ class EntityTables:
         Killed anywhere, it is done again from the positions, to the same end. ``began_s`` by ``now_s``. Raises
         ``merge.CONFLICTS``, ``RowsMissing``, ``BatchTooOld``, ``Breaking``, ``TransformRefused``.
         """
+        with planned_lightly(self._spark, chunk.rows <= LIGHT_ROWS_MAX):
+            return self._committed(chunk, schema, standing, began_s)
+
+    def _committed(self, chunk: Chunk, schema: LakeSchema, standing: Standing, began_s: float) -> Outcome:
         judged = self._judged(chunk, schema)
         if judged.uncovered:
             return Outcome(uncovered=self._uncovered(chunk, schema))

@@ -9,6 +9,8 @@ from pyspark.sql import SparkSession
 
 from deploy.local.stack import Stack
 
+FAST_JVM = "-XX:TieredStopAtLevel=1 -XX:ReservedCodeCacheSize=240m"
+
 
 @pytest.fixture(scope="session")
 def spark(stack: Stack) -> Iterator[SparkSession]:
@@ -16,6 +18,8 @@ def spark(stack: Stack) -> Iterator[SparkSession]:
     from services.delta_loader.config import SparkSettings
     from services.delta_loader.session import open_session
 
+    # Short-lived: compiling less costs half of the CPU, and the smaller code cache that goes with it would overflow.
+    os.environ["SPARK_SUBMIT_OPTS"] = FAST_JVM
     jars = Path(os.environ["TIDEMARK_SPARK_JARS"])
     session = open_session(SparkSettings(jars=jars, master="local[2]"), "s3a://anywhere", os.environ)
     yield session

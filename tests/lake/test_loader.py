@@ -34,7 +34,7 @@ async def test_the_newest_event_of_each_key_wins_whatever_comes_last(world: Worl
     await world.topic.write([change(1, 10), change(2, 10), change(1, 30), change(3, 5)])
     await world.topic.write([change(1, 20), gone(2, 11), change(3, 5)], partition=1)
 
-    loaded = await world.load()
+    loaded = await world.load(properties={})
     again = await world.load()
 
     assert (loaded.rows, loaded.commits, again.commits) == (7, 1, 0)
