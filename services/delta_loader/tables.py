@@ -109,6 +109,7 @@ class EntityTables:
         self.history = None if target.history is None else LakeTable(self._spark, target.history)
         self._transform = Transform(self._spark, target.transform, target.keys)
         self._ruled: set[str] = set()
+        self._wanted: tuple[LakeSchema, str] | None = None
 
     def standing(self) -> Standing:
         return Standing(self.table.at(), None if self.history is None else self.history.at())
@@ -202,13 +203,16 @@ class EntityTables:
         """The columns that the table should have, as Spark's schema JSON: the transform's, and the keys not null."""
         if self._target.transform is None:
             return schema.table_json
+        if self._wanted is not None and self._wanted[0] is schema:
+            return self._wanted[1]
         empty = self._spark.createDataFrame([], schema_of(schema.read_json))
         made = from_json(with_deleted(self._transform(empty.drop(CORRUPT))).schema.json()).members
         keys = [
             Member(one.name, one.type, nullable=False) for key in self._target.keys for one in made if one.name == key
         ]
         rest = [Member(one.name, one.type) for one in made if one.name not in self._target.keys]
-        return to_json(StructOf((*keys, *rest)))
+        self._wanted = schema, to_json(StructOf((*keys, *rest)))
+        return self._wanted[1]
 
     def _fitted(self, table: LakeTable, wanted: str, schema: LakeSchema) -> bool:
         """True: it was made or changed."""

@@ -10,6 +10,7 @@ from typing import Any
 
 from pyspark.errors import AnalysisException, ParseException
 from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql.types import StructType
 
 from shared.events.columns import LINEAGE
 from shared.lake.layout import CURRENT, DELETED, END_AT, START_AT
@@ -34,20 +35,27 @@ class Transform:
         self._spark = spark
         self._sql = None if sql is None else sql.strip().rstrip(";")
         self._kept = (*keys, *LINEAGE)
+        self._judged: StructType | None = None
 
     def __call__(self, rows: DataFrame) -> DataFrame:
-        """``rows`` transformed, their plan judged. Raises ``TransformRefused``."""
+        """``rows`` transformed. Raises ``TransformRefused``; judged once for each schema, on a view without rows, whose
+        plan is the SQL's own and nothing else."""
         if self._sql is None:
             return rows
+        if rows.schema != self._judged:
+            made = self._made(self._sql, self._spark.createDataFrame([], rows.schema))
+            plan: Any = made._jdf.queryExecution().analyzed()
+            _judge(plan, self._kept)
+            _check_names(made.columns)
+            self._judged = rows.schema
+        return self._made(self._sql, rows)
+
+    def _made(self, sql: str, rows: DataFrame) -> DataFrame:
         rows.createOrReplaceTempView(VIEW)
         try:
-            made = self._spark.sql(self._sql)
+            return self._spark.sql(sql)
         except (AnalysisException, ParseException) as error:
             raise TransformRefused(f"the transform is no SQL over these rows: {_first_lines(error)}") from error
-        plan: Any = made._jdf.queryExecution().analyzed()
-        _judge(plan, self._kept)
-        _check_names(made.columns)
-        return made
 
 
 def _judge(plan: Any, kept: Sequence[str]) -> None:

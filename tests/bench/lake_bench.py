@@ -60,6 +60,7 @@ OLD_OBJECTS = (100, 2_000)
 OLD_COMMITS = 4
 """As many in both tables, so that Delta's checkpoints fall on the same turns."""
 TURNS = 6
+IDLE_TRIGGERS = 10
 PUTS_AT_ONCE = 20
 
 
@@ -420,7 +421,7 @@ class Requests(Struct):
         kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(self.typical.items()))
         return (
             f"lake requests  {self.old:5,} old objects{self.idle:6.1f} a trigger that finds nothing"
-            f"{self.typical.total():6d} a trigger with one object ({kinds})"
+            f"{self.typical.total():6d} more a trigger with one object ({kinds})"
         )
 
 
@@ -450,33 +451,38 @@ async def _write_old(place: Place, count: int) -> None:
 
 
 async def _counted(place: Place, proxy: S3Proxy, old: int) -> Requests:
-    def triggers() -> int:
-        return sum(_is_look(one, place) for one in proxy.requests)
+    """Counted from the beginning of one trigger to that of another."""
 
-    async def after(looks: int) -> None:
-        wanted = triggers() + looks
-        while triggers() < wanted:  # noqa: ASYNC110  # the proxy tells nobody
+    def looks() -> list[int]:
+        return [number for number, one in enumerate(proxy.requests) if _is_look(one, place)]
+
+    async def after(count: int) -> int:
+        """Where, among the requests, the last of so many further triggers begins."""
+        wanted = len(looks()) + count
+        while len(found := looks()) < wanted:  # noqa: ASYNC110  # the proxy tells nobody
             await asyncio.sleep(0.02)
+        return found[wanted - 1]
 
     async with asyncio.timeout(DEADLINE_S), _topic(place) as topic:
         schema_id = next(iter(topic.schemas))
-        chain = topic.chain()
-        topic.next[chain] = old
-        await after(3)
-        proxy.requests.clear()
-        await after(10)
-        idle = (len(proxy.requests) - 1) / (triggers() - 1)
+        topic.next[topic.chain()] = old
+        begins = await after(3)
+        idle = (await after(IDLE_TRIGGERS) - begins) / IDLE_TRIGGERS
         turns = []
         for number in range(old, old + TURNS):
-            await after(1)
-            proxy.requests.clear()
+            begins = await after(1)
             await topic.write([_change(number, number, schema_id)])
-            while not any(one.is_commit and one.status == 200 for one in proxy.requests):  # noqa: ASYNC110  # as above
+            while not _committed(proxy.requests[begins:]):  # noqa: ASYNC110  # as above
                 await asyncio.sleep(0.02)
-            await after(3)
-            turns.append(Counter(map(_kind, proxy.requests)))
-            turns[-1]["LIST"] -= triggers() * round(idle)
+            window = proxy.requests[begins : await after(2)]
+            turn = Counter(map(_kind, window))
+            turn["LIST"] -= sum(_is_look(one, place) for one in window) * round(idle)
+            turns.append(turn)
         return Requests(old, idle, turns)
+
+
+def _committed(requests: Sequence[Request]) -> bool:
+    return any(one.is_commit and one.status == 200 for one in requests)
 
 
 def _is_look(request: Request, place: Place) -> bool:

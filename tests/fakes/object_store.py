@@ -17,7 +17,7 @@ class Fault(Enum):
 
 
 class MemoryStore:
-    """An ``ExpiringStore``. ``fault(operation, key)`` may choose a fault for a request; ``turns``: how long it waits."""
+    """An ``ExpiringStore``. ``fault(operation, key)`` may choose a fault; ``turns``: how long a request waits."""
 
     def __init__(
         self,

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import zstandard
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
@@ -153,6 +153,7 @@ def test_runs_of_failures_are_found_as_by_counting_one_by_one(bad: list[bool], b
     assert bad_run(failed, len(bad), before) == run
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 5), max_size=12))
 def test_a_pack_is_one_frame_with_all_rows_whatever_their_sizes(sizes: list[int]) -> None:
     rows = [bytes([65 + index]) * (size * STREAM_BYTES // 4) + b"\n" for index, size in enumerate(sizes)]
