@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import logging
 import os
 import sys
 from collections.abc import AsyncIterator, Sequence
@@ -141,6 +142,7 @@ class Opened:
 @asynccontextmanager
 async def spark_session(config: LoaderConfig, stop: lifecycle.Stop) -> AsyncIterator[SparkSession]:
     """Spark, started and stopped in threads: both take seconds."""
+    logging.getLogger("py4j").setLevel(logging.CRITICAL)  # each call of Spark's back to us, and each of its failures
     spark = await asyncio.to_thread(open_session, config.spark, config.lake.uri, os.environ)
     try:
         yield spark
@@ -230,7 +232,9 @@ async def run_stream(
         )
         chosen = [await opened.entity(entities.entities[name]) for name in names]
         followers = [
-            stream.Follower(opened.spark, one.entity.topic, one.loader, one.positions, settings, stop, turns.beat)
+            stream.Follower(
+                opened.spark.newSession(), one.entity.topic, one.loader, one.positions, settings, stop, turns.beat
+            )
             for one in chosen
         ]
         log.info("stream_started", entities=list(names), interval_s=load.interval_s)

@@ -14,7 +14,7 @@ from delta.tables import DeltaTable
 from pyspark.sql import Column, DataFrame, SparkSession, Window
 from pyspark.sql import functions as F
 
-from services.delta_loader.merge import noted, projected, winners
+from services.delta_loader.merge import forget, noted, projected, winners
 from services.delta_loader.spark_types import quoted
 from services.delta_loader.table import LakeTable
 from shared.lake.layout import CURRENT, END_AT, ORDER, START_AT
@@ -35,6 +35,16 @@ def add(
     """Commit ``events``, any number per key. Raises ``merge.CONFLICTS``, ``HistoryContended``."""
     named = [*keys, *ORDER]
     distinct = winners(events, named).localCheckpoint()
+    try:
+        _add(spark, table, distinct, keys, note, timed=timed)
+    finally:
+        forget(distinct)
+
+
+def _add(
+    spark: SparkSession, table: LakeTable, distinct: DataFrame, keys: Sequence[str], note: Note, *, timed: bool
+) -> None:
+    named = [*keys, *ORDER]
     for _round in range(ROUNDS_MAX):
         pinned = table.at().version
         intervals = _intervals(spark, table, pinned, distinct, keys, timed=timed)

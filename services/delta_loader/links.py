@@ -50,6 +50,11 @@ class Chunk(Struct, frozen=True):
         return sum(link.count for link in self.links)
 
     @property
+    def names_all_ids(self) -> bool:
+        """False: an object has rows of more schemas than its metadata can hold."""
+        return not any(link.schema_ids_more for link in self.links)
+
+    @property
     def schema_ids(self) -> frozenset[int]:
         return frozenset(schema_id for link in self.links for schema_id in link.schema_ids)
 

@@ -146,11 +146,13 @@ class Loader:
                 standing = await self._spark(self._tables.standing)
                 beginning = standing.positions if span.reading is None else span.reading
                 span = structs.replace(span, through=await self._raw.ends(beginning))
-            while span.through:
-                following = await self._commit_next(span, done)
-                if following is None:
-                    break
-                span = following
+            try:
+                while span.through and (following := await self._commit_next(span, done)) is not None:
+                    span = following
+            except Exception as error:
+                if await self._stop.wait(0):
+                    raise Abandoned from error  # its Spark jobs were cancelled under it
+                raise
             return done
 
     async def _commit_next(self, span: Span, done: Loaded) -> Span | None:

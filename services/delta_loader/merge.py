@@ -105,6 +105,13 @@ def merge_rows(spark: SparkSession, path: str, rows: DataFrame, keys: Sequence[s
     merge(spark, path, projected(winners(rows, keys), schema), keys, note)
 
 
+def forget(checkpointed: DataFrame) -> None:
+    """Free what ``localCheckpoint`` keeps: by itself it waits for the JVM's collector, through many batches."""
+    plan: Any = checkpointed._jdf.queryExecution().analyzed()
+    if plan.getClass().getSimpleName() == "LogicalRDD":
+        plan.rdd().unpersist(False)
+
+
 @contextmanager
 def noted(spark: SparkSession, note: Note | None) -> Iterator[None]:
     """What is committed within carries the note, and nothing after it does: a session setting outlives its commit."""

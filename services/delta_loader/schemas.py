@@ -5,7 +5,7 @@ from typing import Protocol
 
 from services.delta_loader.schema import LakeSchema, lake_schema
 from shared import logs
-from shared.registry.client import RegisteredSchema, UnknownSchema
+from shared.registry.client import RegisteredSchema
 
 log = logs.get_logger(__name__)
 
@@ -43,14 +43,3 @@ class Schemas:
                 log.info("schema_renewed", subject=self._subject, schema_ids=sorted(made.schema_ids))
             self._texts, self._current = texts, made
         return self._current
-
-    async def known(self, ids: Iterable[int]) -> frozenset[int]:
-        """Those of ``ids`` that the registry knows."""
-        found = set()
-        for schema_id in ids:
-            try:
-                await self._registry.by_id(schema_id)
-            except UnknownSchema:
-                continue
-            found.add(schema_id)
-        return frozenset(found)

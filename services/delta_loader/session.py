@@ -173,6 +173,14 @@ def planned_lightly(session: SparkSession, light: bool) -> Iterator[None]:
             session.conf.unset(name)
 
 
+def lives(spark: SparkSession) -> bool:
+    """False: the JVM is gone, or its context stopped. Nothing in this process brings it back."""
+    try:
+        return not spark.sparkContext._jsc.sc().isStopped()
+    except Exception:  # noqa: BLE001 (py4j says in a dozen ways that nobody answers)
+        return False
+
+
 def table_session(spark: SparkSession) -> SparkSession:
     """A session of one table's own: what is set for its commit must not reach another's."""
     session = spark.newSession()

@@ -17,6 +17,7 @@ from pyspark.sql.streaming.query import StreamingQuery
 
 from services.delta_loader import source
 from services.delta_loader.loader import Abandoned, Loader, Span
+from services.delta_loader.session import lives
 from services.delta_loader.stopped import FORESEEN, cause_of, in_words
 from shared import logs, metrics
 from shared.lake.positions import Positions
@@ -67,6 +68,8 @@ class Follower:
             except Abandoned:
                 break
             except Exception as error:
+                if not await asyncio.to_thread(lives, self._spark):
+                    raise  # the process ends, and whoever started it starts another
                 metrics.LAKE_WAITS.labels(entity, cause_of(error)).set(1)
                 trace = None if isinstance(error, FORESEEN) else error
                 log.error("entity_waits", entity=entity, why=in_words(error), exc_info=trace)
@@ -118,6 +121,9 @@ class Follower:
 
     def _start(self, positions: Positions, folder: Path, loop: asyncio.AbstractEventLoop) -> StreamingQuery:
         settings = self._settings
+        self._spark.conf.set(
+            "spark.sql.adaptive.enabled", "false"
+        )  # no query of a stream can have it, and each says so
         self._spark.dataSource.register(source.RawObjects)
         limits = (settings.objects_max, settings.bytes_max)
         reading = self._spark.readStream.format(source.FORMAT).options(

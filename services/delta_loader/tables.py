@@ -15,7 +15,7 @@ from pyspark.sql import functions as F
 
 from services.delta_loader import care, history, quarantine, views
 from services.delta_loader.links import Chunk
-from services.delta_loader.merge import Bounds, in_order, merge, projected, schema_of, winners, with_deleted
+from services.delta_loader.merge import Bounds, forget, in_order, merge, projected, schema_of, winners, with_deleted
 from services.delta_loader.schema import CORRUPT, READ_OPTIONS, LakeSchema
 from services.delta_loader.session import planned_lightly, table_session
 from services.delta_loader.spark_types import Member, Simple, StructOf, from_json, quoted, to_json
@@ -109,6 +109,7 @@ class EntityTables:
         self.history = None if target.history is None else LakeTable(self._spark, target.history)
         self._transform = Transform(self._spark, target.transform, target.keys)
         self._ruled: set[str] = set()
+        self._shown = False
         self._wanted: tuple[LakeSchema, str] | None = None
 
     def standing(self) -> Standing:
@@ -121,10 +122,15 @@ class EntityTables:
         ``merge.CONFLICTS``, ``RowsMissing``, ``BatchTooOld``, ``Breaking``, ``TransformRefused``.
         """
         with planned_lightly(self._spark, chunk.rows <= LIGHT_ROWS_MAX):
-            return self._committed(chunk, schema, standing, began_s)
+            judged = self._judged(chunk, schema)
+            try:
+                return self._committed(chunk, schema, standing, began_s, judged)
+            finally:
+                forget(judged.kept)
 
-    def _committed(self, chunk: Chunk, schema: LakeSchema, standing: Standing, began_s: float) -> Outcome:
-        judged = self._judged(chunk, schema)
+    def _committed(
+        self, chunk: Chunk, schema: LakeSchema, standing: Standing, began_s: float, judged: "_Judged"
+    ) -> Outcome:
         if judged.uncovered:
             return Outcome(uncovered=self._uncovered(chunk, schema))
         if judged.rows != chunk.rows:
@@ -167,7 +173,7 @@ class EntityTables:
             .agg(
                 F.max_by(whole, in_order()).alias(WINNER),
                 F.count(F.lit(1)).alias(ROWS),
-                F.count(F.when(_is_uncovered(schema), 1)).alias("__uncovered"),
+                F.count(F.when(_is_uncovered(chunk, schema), 1)).alias("__uncovered"),
             )
             .localCheckpoint()
         )
@@ -182,7 +188,7 @@ class EntityTables:
         return _Judged(kept, sum(row[1] for row in found), reasons, sum(row[2] for row in found), bounds)
 
     def _uncovered(self, chunk: Chunk, schema: LakeSchema) -> frozenset[int]:
-        rows = self._read(chunk, schema).where(_is_uncovered(schema)).select("_schema_id").distinct().limit(1000)
+        rows = self._read(chunk, schema).where(_is_uncovered(chunk, schema)).select("_schema_id").distinct().limit(1000)
         return frozenset(int(row[0]) for row in rows.collect())
 
     def _set_aside(self, chunk: Chunk, schema: LakeSchema) -> None:
@@ -196,7 +202,8 @@ class EntityTables:
         made = self._fitted(self.table, wanted, schema)
         if self.history is not None:
             self._fitted(self.history, _with_intervals(wanted, timed=self._target.timed), schema)
-        if made:
+        if made or not self._shown:
+            self._shown = True
             views.show(self._spark, self._target.catalog, self._target.entity, self._target.table)
 
     def wanted(self, schema: LakeSchema) -> str:
@@ -263,8 +270,10 @@ class EntityTables:
             raise BatchTooOld(f"the batch was begun {now_s() - began_s:.0f} s ago; it is done again from the start")
 
 
-def _is_uncovered(schema: LakeSchema) -> Column:
-    return F.col("_schema_id").isNotNull() & ~F.col("_schema_id").isin(*sorted(schema.schema_ids))
+def _is_uncovered(chunk: Chunk, schema: LakeSchema) -> Column:
+    """The ids that objects name are covered: an unknown one in a corrupt row is a part of what is corrupt."""
+    unknown = F.col("_schema_id").isNotNull() & ~F.col("_schema_id").isin(*sorted(schema.schema_ids))
+    return unknown & F.col(CORRUPT).isNull() if chunk.names_all_ids else unknown
 
 
 def _note(at: At, ranges: Ranges) -> Note:

@@ -61,6 +61,7 @@ OLD_COMMITS = 4
 """As many in both tables, so that Delta's checkpoints fall on the same turns."""
 TURNS = 6
 IDLE_TRIGGERS = 10
+FRESH = 10_000_000
 PUTS_AT_ONCE = 20
 
 
@@ -469,7 +470,7 @@ async def _counted(place: Place, proxy: S3Proxy, old: int) -> Requests:
         begins = await after(3)
         idle = (await after(IDLE_TRIGGERS) - begins) / IDLE_TRIGGERS
         turns = []
-        for number in range(old, old + TURNS):
+        for number in range(FRESH, FRESH + TURNS):  # the same rows in both tables: they fall on the same files
             begins = await after(1)
             await topic.write([_change(number, number, schema_id)])
             while not _committed(proxy.requests[begins:]):  # noqa: ASYNC110  # as above

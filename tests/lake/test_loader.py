@@ -228,6 +228,18 @@ async def test_a_table_made_for_another_order_is_refused_until_it_is_built_anew(
         await world.load(order="version")
 
 
+async def test_the_live_rows_have_a_name_in_the_catalog(world: World) -> None:
+    await world.topic.write([change(1, 10), change(2, 10), gone(2, 11)])
+    await world.load(catalog="tidemark_test")
+    world.add_schema(2, V2)
+    await world.topic.write([change(3, 11, schema_id=2, fields={"limit": 7})])
+    await world.load(catalog="tidemark_test")
+    live = world.spark.sql("SELECT id, limit FROM tidemark_test.accounts_live ORDER BY id").collect()
+    world.spark.sql("DROP SCHEMA tidemark_test CASCADE")
+
+    assert [tuple(row) for row in live] == [(1, None), (3, 7)]
+
+
 REFUSED = {
     "SELECT * FROM events WHERE id > 1": "a filter",
     "SELECT * FROM events JOIN (SELECT 1 AS one) ON true": "a join",

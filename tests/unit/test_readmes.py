@@ -132,6 +132,8 @@ def test_the_entity_files_in_a_readme_are_taken(file: Path, tmp_path: Path) -> N
         (folder / "all.yaml").write_text(block.replace("/run/secrets/", f"{folder}/"))
         for schema in re.findall(r"\S+\.avsc", block):
             (folder / schema).write_text(SCHEMA)
+        for transform in re.findall(r"[\w.-]+\.sql", block):
+            (folder / transform).write_text("SELECT * FROM events")
         (folder / "crm").write_text("secret")
 
         assert load_entities(folder).entities
