@@ -40,6 +40,16 @@ def _own_stack() -> Stack:
     raise StackFailed("twenty test runs own a stack already")
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """``@pytest.mark.full(why)``: only with the large counts, since another test shows the same at every run."""
+    if os.environ.get("TIDEMARK_TEST_FULL"):
+        return
+    large = [item for item in items if item.get_closest_marker("full")]
+    if large:
+        config.hook.pytest_deselected(items=large)
+        items[:] = [item for item in items if item not in large]
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_teardown(item: pytest.Item) -> Generator[None]:
     """A process that died unasked fails the test that saw it; an emulator, whose state is gone, ends the run."""

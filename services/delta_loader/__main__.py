@@ -207,7 +207,6 @@ async def run_stream(
     from services.delta_loader import stream  # Spark 4 alone has what its source is made of
 
     metrics.expect_lake(names)
-    turns = lifecycle.Pulse(late_after_s=120.0)
     load = config.load
     async with AsyncExitStack() as stack:
         ready: list[Loading] = []
@@ -215,12 +214,9 @@ async def run_stream(
         async def raw_bucket() -> str | None:
             return await ready[0].bucket.answers() if ready else "Spark is not up yet"
 
-        pulses = {"loop": stop.pulse, "stream": turns}
-        await health.serve(config.http, stack, edges={"raw_bucket": raw_bucket}, pulses=pulses)
-        beating = asyncio.create_task(_beat_until_ready(ready, turns), name="beat")
+        await health.serve(config.http, stack, edges={"raw_bucket": raw_bucket}, pulses={"loop": stop.pulse})
         opened = await stack.enter_async_context(loading(config, entities, stop))
         ready.append(opened)
-        await beating
         settings = stream.Settings(
             bucket=config.raw_bucket,
             root=opened.keys.root,
@@ -232,9 +228,7 @@ async def run_stream(
         )
         chosen = [await opened.entity(entities.entities[name]) for name in names]
         followers = [
-            stream.Follower(
-                opened.spark.newSession(), one.entity.topic, one.loader, one.positions, settings, stop, turns.beat
-            )
+            stream.Follower(opened.spark.newSession(), one.entity.topic, one.loader, one.positions, settings, stop)
             for one in chosen
         ]
         log.info("stream_started", entities=list(names), interval_s=load.interval_s)
@@ -260,12 +254,6 @@ async def run_maintain(
         tables += maintain.cared_for(target(entity, lake, config.lake.catalog), stay_s)
     async with spark_session(config, stop) as spark:
         await maintain.run(spark, tables, work, done, stop)
-
-
-async def _beat_until_ready(ready: list[Loading], turns: lifecycle.Pulse) -> None:
-    while not ready:
-        turns.beat()
-        await asyncio.sleep(1.0)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -53,10 +53,9 @@ class Follower:
         positions: Callable[[], Awaitable[Positions]],
         settings: Settings,
         stop: Stop,
-        beat: Callable[[], None],
     ) -> None:
         self._spark, self._topic, self._loader, self._positions = spark, topic, loader, positions
-        self._settings, self._stop, self._beat = settings, stop, beat
+        self._settings, self._stop = settings, stop
         self._failure: BaseException | None = None
 
     async def run(self) -> bool:
@@ -68,6 +67,8 @@ class Follower:
             except Abandoned:
                 break
             except Exception as error:
+                if self._stop.is_set:
+                    break  # Spark was stopped under it
                 if not await asyncio.to_thread(lives, self._spark):
                     raise  # the process ends, and whoever started it starts another
                 metrics.LAKE_WAITS.labels(entity, cause_of(error)).set(1)
@@ -75,7 +76,7 @@ class Follower:
                 log.error("entity_waits", entity=entity, why=in_words(error), exc_info=trace)
                 if self._settings.available_now:
                     return False
-                await self._wait(self._settings.recheck_s)
+                await self._stop.wait(self._settings.recheck_s)
                 continue
             if self._settings.available_now:
                 return True
@@ -84,9 +85,6 @@ class Follower:
     async def _follow(self) -> None:
         """One life of the query: from the table's positions until it ends. What ended it is raised."""
         self._failure = None
-        await self._loader.load()  # what no query would tell of: a table restored to what it was, an idle topic
-        for why in metrics.LAKE_WAIT_CAUSES:
-            metrics.LAKE_WAITS.labels(self._loader.entity, why).set(0)
         positions = await self._positions()
         with tempfile.TemporaryDirectory(prefix="tidemark-stream-", ignore_cleanup_errors=True) as folder:
             query = await asyncio.to_thread(self._start, positions, Path(folder), asyncio.get_running_loop())
@@ -98,32 +96,26 @@ class Follower:
     async def _watch(self, query: StreamingQuery) -> None:
         waited_s = 0.0
         while await asyncio.to_thread(lambda: query.isActive):
-            if await self._wait(LOOK_S):
+            if await self._stop.wait(LOOK_S):
                 return
             waited_s += LOOK_S
             if waited_s >= self._settings.recheck_s and not self._settings.available_now:
                 waited_s = 0.0
-                await self._loader.load()
+                await self._load(Span())  # what no query tells of: an idle topic's table that was restored
         if self._failure is not None:
             raise self._failure
         error = await asyncio.to_thread(query.exception)
         if error is not None:
             raise error
 
-    async def _wait(self, seconds: float) -> bool:
-        """True: the process is to stop."""
-        left_s = seconds
-        while left_s > 0 and not self._stop.is_set:
-            self._beat()
-            await self._stop.wait(min(left_s, LOOK_S))
-            left_s -= LOOK_S
-        return self._stop.is_set
+    async def _load(self, span: Span) -> None:
+        await self._loader.load(span)
+        for why in metrics.LAKE_WAIT_CAUSES:
+            metrics.LAKE_WAITS.labels(self._loader.entity, why).set(0)
 
     def _start(self, positions: Positions, folder: Path, loop: asyncio.AbstractEventLoop) -> StreamingQuery:
         settings = self._settings
-        self._spark.conf.set(
-            "spark.sql.adaptive.enabled", "false"
-        )  # no query of a stream can have it, and each says so
+        self._spark.conf.set("spark.sql.adaptive.enabled", "false")  # a stream can't have it, and says so each time
         self._spark.dataSource.register(source.RawObjects)
         limits = (settings.objects_max, settings.bytes_max)
         reading = self._spark.readStream.format(source.FORMAT).options(
@@ -140,7 +132,7 @@ class Follower:
 
         def take(batch: DataFrame, _batch_id: int) -> None:
             through = {Chain(row[0], row[1], row[2]): int(row[3]) for row in batch.collect()}
-            merging: Any = asyncio.run_coroutine_threadsafe(self._loader.load(Span(through=through)), loop)
+            merging: Any = asyncio.run_coroutine_threadsafe(self._load(Span(through=through)), loop)
             try:
                 merging.result()
             except BaseException as error:

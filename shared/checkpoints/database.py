@@ -100,6 +100,8 @@ class Database:
         # Bounded by its own timeout and never cancelled from outside: a cancelled acquire leaked connections (#464).
         try:
             connection = await self._pool.acquire(timeout=self._settings.connect_timeout_s)
+        except ssl.SSLCertVerificationError:
+            raise  # it is a ValueError too
         except (asyncpg.ClientConfigurationError, ValueError) as error:  # what the dsn says is looked at here first
             raise _unusable(error) from error
         try:

@@ -169,7 +169,7 @@ def _change(number: int, key: int, schema_id: int) -> Change:
 
 
 class Took(Struct):
-    """One run of the batch job. ``merging_s``: without the start of Python, JVM and Spark."""
+    """One run of the loader. ``merging_s``: without the start of Python, JVM and Spark."""
 
     wall_s: float
     merging_s: float
@@ -178,10 +178,13 @@ class Took(Struct):
     rows: int
 
     def text(self, what: str) -> str:
+        per_s = self.rows / self.merging_s
         return (
-            f"lake batch     {what:<34}{self.rows / self.merging_s:9,.0f} rows/s{self.merging_s:8.1f} s merging"
-            f"{self.wall_s:8.1f} s in all{self.cpu_s:8.1f} CPU s{self.jvm_mb:7.0f} MB JVM peak"
+            f"lake batch     {what:<34}{self.text_of_all()}  {per_s:7,.0f} rows/s in {self.merging_s:.1f} s of merging"
         )
+
+    def text_of_all(self) -> str:
+        return f"{self.wall_s:7.1f} s{self.cpu_s:8.1f} CPU s{self.jvm_mb:7,.0f} MB JVM peak"
 
 
 def _batch(stack: Stack, rows: int) -> str:
@@ -193,11 +196,13 @@ def _batch(stack: Stack, rows: int) -> str:
         asyncio.run(_write(place, range(rows, rows + updates), keys))
         again = _loader(stack, place, "batch")
         idle = _loader(stack, place, "batch")
+        care = _loader(stack, place, "maintain")
     return "\n".join(
         [
             new.text(f"{rows:,} rows into an empty table"),
             again.text(f"{updates:,} updates over all keys"),
-            f"lake batch     {'nothing new':<34}{idle.wall_s:58.1f} s in all{idle.cpu_s:8.1f} CPU s",
+            f"lake batch     {'nothing new':<34}{idle.text_of_all()}",
+            f"lake maintain  {'of that table':<34}{care.text_of_all()}",
         ]
     )
 

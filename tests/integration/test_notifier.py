@@ -162,7 +162,7 @@ async def test_2000_equal_stale_events_make_one_notice(bench: StaleBench, tmp_pa
     assert "north" in everything, "of a field that the contract marks public"
 
 
-@pytest.mark.skipif(not FULL, reason="tests/faults: a death at each step, and ten at random with retriers beside them")
+@pytest.mark.full("tests/faults has a death at each step, and ten at random with retriers beside them")
 @pytest.mark.timeout(120 + 8 * KILLS)
 async def test_a_notifier_killed_at_any_moment_deletes_nothing_untold_and_repeats_under_equal_keys(
     bench: StaleBench, tmp_path: Path

@@ -171,7 +171,7 @@ async def test_whoever_was_frozen_for_twice_its_lease_changes_nothing(stack: Sta
         assert await world.items() == 0
 
 
-@pytest.mark.skipif(not FULL, reason="tests/faults/test_kills.py: ten of these, with notifiers beside them")
+@pytest.mark.full("tests/faults/test_kills.py has ten of these, with notifiers beside them")
 @pytest.mark.timeout(1_800)
 async def test_killed_and_frozen_at_random_moments_nothing_is_lost_and_repeats_are_the_same_event(
     stack: Stack, tmp_path: Path

@@ -39,7 +39,7 @@ def follower(
     opened: Loading, one: Opened, world: S3World, stop: Stop, *, available_now: bool = False
 ) -> stream.Follower:
     chosen = settings(world, available_now=available_now)
-    return stream.Follower(opened.spark, world.entity.topic, one.loader, one.positions, chosen, stop, lambda: None)
+    return stream.Follower(opened.spark, world.entity.topic, one.loader, one.positions, chosen, stop)
 
 
 async def test_the_stream_follows_and_its_table_is_the_batchs(world: S3World, spark: SparkSession) -> None:
@@ -84,13 +84,10 @@ async def test_an_available_now_run_merges_all_that_there_is_and_ends(world: S3W
     opened = world.loading(spark, Stop())
     one = await opened.entity(world.entity)
 
-    # The query alone: what the loader would find by itself before it is left out.
     runner = follower(opened, one, world, Stop(), available_now=True)
     plain, loads = one.loader.load, list[Span]()
 
-    async def load(span: Span | None = None) -> object:
-        if span is None:
-            return None
+    async def load(span: Span) -> object:
         loads.append(span)
         return await plain(span)
 
