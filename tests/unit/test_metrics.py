@@ -7,7 +7,7 @@ from shared.events.model import Reason
 
 LABELS = {
     *("entity", "reason", "lane", "outcome", "class", "source", "topic", "target", "why", "index", "state"),
-    *("cut", "partition", "service", "version"),
+    *("cut", "generation", "partition", "service", "version"),
     *("owner", "channel"),
 }
 """Each from configuration or a closed enum: no event id, key, schema id, text or address."""
