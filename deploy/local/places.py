@@ -42,6 +42,9 @@ class Installed:
     spark_jars: Path
     """A folder: Delta, S3A and our log store, which ``spark.jars`` is to name."""
     servers_python: Path
+    tools: Path
+    """A folder of programs: helm's SDK behind ``python``, ``docker-compose``, ``checkov``, ``hadolint``. There only
+    after ``install(tools=True)``."""
     localstack_index: Path
     java: Path
     """The machine's own, 17 or newer: Kafka and DynamoDB Local."""
