@@ -266,6 +266,21 @@ def test_a_look_for_new_commits_asks_for_those_alone(world: World) -> None:
     assert all("start-after=" in query for query in of_the_log), of_the_log
 
 
+def test_a_vacuum_finds_what_nobody_needs_at_any_depth(world: World) -> None:
+    table = world.table()
+    world.a.do("append", table=table, ids=["one"])
+    prefix = table.removeprefix(f"s3a://{world.bucket}/")
+    orphans = [f"{prefix}/part-00000-orphan.parquet", f"{prefix}/day=1/part-00001-orphan.parquet"]
+    for key in orphans:
+        world.s3.put_object(Bucket=world.bucket, Key=key, Body=b"")
+
+    world.a.do("vacuum", table=table)
+
+    left = {one["Key"] for one in world.s3.list_objects_v2(Bucket=world.bucket, Prefix=prefix)["Contents"]}
+    assert not left & set(orphans)
+    assert world.a.do("rows", table=table) == ["one"]
+
+
 def test_the_modules_own_tests_pass(tmp_path: Path) -> None:
     """Each failure of a commit's PUT, against a bucket in memory."""
     log = tmp_path / "log"

@@ -48,10 +48,12 @@ final class S3Listing {
 
     /** S3 begins behind a key; {@code key} itself is wanted too. Where it can't, all is read. */
     private static S3ListRequest behind(S3ListRequest all, String key, boolean hasOrder) {
-        if (all.isV1() || !hasOrder) {
+        char last = key.charAt(key.length() - 1);
+        // Who wants a whole folder, as VACUUM does, begins at "\0": no key is before that, and S3 can't say it in XML.
+        if (all.isV1() || !hasOrder || last <= ' ') {
             return all;
         }
-        String before = key.substring(0, key.length() - 1) + (char) (key.charAt(key.length() - 1) - 1);
+        String before = key.substring(0, key.length() - 1) + (char) (last - 1);
         return S3ListRequest.v2(all.getV2().toBuilder().startAfter(before).build());
     }
 }
