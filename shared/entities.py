@@ -148,7 +148,7 @@ class DeltaRules(Struct, frozen=True, kw_only=True):
     history: bool = False
     """Keep all events with their intervals in ``<entity>_history`` as well."""
     properties: dict[str, str] = {}
-    """Table properties, set when the table is made."""
+    """Table properties; `tidemark table maintain` sets those that differ."""
 
 
 class Entity(Struct, frozen=True, kw_only=True):
@@ -185,6 +185,10 @@ class Entity(Struct, frozen=True, kw_only=True):
     """How long a refused event waits for a cure (a schema, a repair rule, an operator) before its owner is told."""
     future_s_max: float = 86_400.0
     clock_tolerance_s: float = 2.0
+    freshness_s: float = 300.0
+    """The objective: how old the lake may be."""
+    heartbeat_s: float | None = None
+    """How often a heartbeat goes through the whole pipe; ``None``: none does."""
     pause: PauseRules = PauseRules()
     repairs: tuple[RepairRule, ...] = ()
     """What may be changed in an event that the contract refuses, before it is tried again."""
@@ -328,6 +332,8 @@ class _EntityForm(Struct, kw_only=True):
     stale_after_s: Seconds | None = None
     future_s_max: Seconds | None = None
     clock_tolerance_s: Annotated[float, Meta(ge=0, le=3600)] | None = None
+    freshness_s: Seconds | None = None
+    heartbeat_s: Annotated[float, Meta(ge=1, le=86_400)] | None = None
     event_bytes_max: Annotated[int, Meta(ge=64, le=16 * 1024 * 1024)] | None = None
     depth_max: Annotated[int, Meta(ge=1, le=128)] | None = None
     pause: _PauseForm | None = None
@@ -338,7 +344,7 @@ class _EntityForm(Struct, kw_only=True):
 _PASSED_ON = (
     *("source_entity", "records", "partitions", "poll_interval_s", "page_rows", "page_rows_max", "start_at"),
     *("window_s", "lookback_period_s", "lateness_cap_s", "cap_period_s", "seen_bytes_max"),
-    *("outage_parked_events_max", "stale_after_s", "future_s_max", "clock_tolerance_s"),
+    *("outage_parked_events_max", "stale_after_s", "future_s_max", "clock_tolerance_s", "freshness_s", "heartbeat_s"),
 )
 """Fields of the form that the entity takes as they are; its defaults stand where they are not written."""
 

@@ -18,12 +18,12 @@ from services.cli.outcome import FINDING, OK, Outcome, iso, moment
 from services.cli.parked_audit import audited
 from services.cli.parked_progress import Progress
 from services.cli.parked_selection import demand_filter, nothing, selection_of
-from shared.parked.bulk import LEASE_S, Pace, chunks, together
+from shared.parked.bulk import LEASE_S, Pace, Takes, chunks, together
 from shared.parked.leases import Claimed, Row
 from shared.parked.model import State
 from shared.parked.policy import deadline_ms
 from shared.parked.selection import Selection, document_of
-from shared.parked.transitions import BodyLost, Hint, LeaseLost, Place
+from shared.parked.transitions import BodyLost, LeaseLost, Place
 
 Fate = Literal["held", "busy", "gone"]
 WAKE_SPREAD_S = 60.0
@@ -59,24 +59,7 @@ class Hold(Struct, frozen=True, kw_only=True):
         return max(asked_s, HOLD_S_MAX if own_s is None else own_s)
 
 
-class Rows(Protocol):
-    """What holding needs of ``Transitions``. All raise ``ParkedUnavailable``."""
-
-    async def look(self, place: Place) -> Row | None: ...
-
-    async def wake(
-        self,
-        place: Place,
-        spread_s: float,
-        by: str,
-        *,
-        operator: bool = False,
-        stale_after_s: float | None = None,
-    ) -> bool: ...
-
-    async def claim(self, hint: Hint, worker: str, lease_s: float, *, early: bool = False) -> Claimed | None:
-        """Raises ``BodyLost``."""
-
+class Rows(Takes, Protocol):
     async def hold(self, claimed: Claimed, due_ms: int, why: str, *, free: bool = False) -> None:
         """Raises ``LeaseLost``."""
 

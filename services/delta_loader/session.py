@@ -162,7 +162,7 @@ def loadable(jvm: Any, class_name: str) -> bool:
 @contextmanager
 def planned_lightly(session: SparkSession, light: bool) -> Iterator[None]:
     """For small batches: a commit of a few rows is all planning, and compiling code for each of its dozen queries, and
-    re-planning them between their stages, costs nearly half of that (2.1 instead of 3.6 s of CPU, measured)."""
+    re-planning them between their stages, costs nearly half of that."""
     settings = LIGHTLY if light else {}
     for name, value in settings.items():
         session.conf.set(name, value)

@@ -28,8 +28,8 @@ LEASE_S = 30.0
 _T = TypeVar("_T")
 
 
-class Rows(Protocol):
-    """What waking needs of ``Transitions``. All raise ``ParkedUnavailable``."""
+class Takes(Protocol):
+    """What it takes of ``Transitions`` to get hold of a row. All raise ``ParkedUnavailable``."""
 
     async def look(self, place: Place) -> Row | None: ...
 
@@ -46,6 +46,8 @@ class Rows(Protocol):
     async def claim(self, hint: Hint, worker: str, lease_s: float, *, early: bool = False) -> Claimed | None:
         """Raises ``BodyLost``."""
 
+
+class Rows(Takes, Protocol):
     async def again(self, claimed: Claimed, due_ms: int, error: str, *, counts: bool, free: bool = False) -> None:
         """Raises ``LeaseLost``."""
 

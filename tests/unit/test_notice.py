@@ -149,7 +149,7 @@ SCHEMA = json.dumps(
             {"name": "secret", "type": "string", "public": "yes"},
             {"name": "by_mail", "type": {"type": "map", "values": "string"}, "public": True},
             {
-                "name": "home",
+                "name": "house",
                 "type": {
                     "type": "record",
                     "name": "place",
@@ -160,7 +160,7 @@ SCHEMA = json.dumps(
                     ],
                 },
             },
-            {"name": "work", "type": ["null", "place"]},
+            {"name": "office", "type": ["null", "place"]},
         ],
     }
 )
@@ -170,8 +170,8 @@ EVENT = {
     "score": 1,
     "secret": CANARY,
     "by_mail": {CANARY: CANARY},
-    "home": {"city": "Esch", "street": CANARY, "lines": [CANARY]},
-    "work": {"city": "Metz", CANARY: 1},
+    "house": {"city": "Esch", "street": CANARY, "lines": [CANARY]},
+    "office": {"city": "Metz", CANARY: 1},
     "unknown": CANARY,
 }
 
@@ -179,7 +179,7 @@ EVENT = {
 def test_only_values_of_fields_marked_public_are_told() -> None:
     found = Disclosure(SCHEMA).samples(json.dumps(EVENT).encode())
 
-    assert found == {"/country": "LU", "/score": "1", "/home/city": "Esch", "/work/city": "Metz"}
+    assert found == {"/country": "LU", "/score": "1", "/house/city": "Esch", "/office/city": "Metz"}
 
 
 @pytest.mark.parametrize(
@@ -205,10 +205,10 @@ def test_without_a_schema_nothing_is_public(schema: str | None) -> None:
         ("/idd", "/idd"),
         (f"/by_mail/{CANARY}", "/by_mail/*"),
         (f"/by_mail/{CANARY}/{CANARY}", "/by_mail/*/*"),
-        ("/home/lines/3", "/home/lines/3"),
-        (f"/home/lines/{CANARY}", "/home/lines/*"),
-        ("/work/city", "/work/city"),
-        ("/work/street2", "/work/street2"),
+        ("/house/lines/3", "/house/lines/3"),
+        (f"/house/lines/{CANARY}", "/house/lines/*"),
+        ("/office/city", "/office/city"),
+        ("/office/street2", "/office/street2"),
         (f"/id/{CANARY}", "/id/*"),
         ("no pointer", ""),
         ("/a~1b", "/a~1b"),
