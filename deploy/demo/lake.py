@@ -45,7 +45,8 @@ class DemoLake:
             "TIDEMARK_LOAD_INTERVAL_S": str(INTERVAL_S),
             "TIDEMARK_SPARK_MASTER": "local[2]",
             # Half of what so short a life costs would be the second compiler's work.
-            "JDK_JAVA_OPTIONS": "-XX:TieredStopAtLevel=1",
+            # Java keeps only 48 MB for such code, which a run of ten minutes fills.
+            "JDK_JAVA_OPTIONS": "-XX:TieredStopAtLevel=1 -XX:ReservedCodeCacheSize=240m",
         }
 
     async def make_buckets(self) -> None:
