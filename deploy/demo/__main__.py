@@ -7,9 +7,11 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from typing import get_args
 
 import msgspec
 
+from deploy.demo.dashboards import Ask
 from deploy.demo.demo import Demo, Options
 from deploy.demo.progress import Screen
 from deploy.local import preflight
@@ -34,6 +36,13 @@ def options_of(arguments: Sequence[str]) -> Options:
         dest="spark",
         action="store_false",
         help="end in the raw bucket: no Delta tables, and nothing of Spark is installed",
+    )
+    parser.add_argument(
+        "--dashboards",
+        choices=get_args(Ask),
+        default="auto",
+        help="ask all panels, and draw the home board, where prometheus is installed (auto); or fail when it isn't, or "
+        "a panel has no data (require); or don't (skip)",
     )
     parser.add_argument("--plain", action="store_true", help="no control codes")
     parser.add_argument("--keep", action="store_true", help="stay up afterwards, and print what to look at")

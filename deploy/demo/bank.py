@@ -92,11 +92,17 @@ async def serve(dsn: str, port: int) -> None:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     await create_bank(dsn)
     async with asyncpg.create_pool(dsn, min_size=1, max_size=8) as pool:
-        runner = web.AppRunner(Bank(pool).app(), access_log=None)
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", port).start()
+        runner = await listen(pool, "127.0.0.1", port)
         await stop.wait()
         await runner.cleanup()
+
+
+async def listen(pool: Any, host: str, port: int) -> web.AppRunner:
+    """Serve until the caller cleans up what this returns."""
+    runner = web.AppRunner(Bank(pool).app(), access_log=None)
+    await runner.setup()
+    await web.TCPSite(runner, host, port).start()
+    return runner
 
 
 if __name__ == "__main__":

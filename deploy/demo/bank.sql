@@ -60,6 +60,7 @@ CREATE FUNCTION flawed(shown jsonb, flaw text) RETURNS jsonb LANGUAGE sql IMMUTA
         WHEN 'unknown_symbol' THEN shown || jsonb_build_object(
             CASE WHEN shown ? 'status' THEN 'status' ELSE 'kind' END, 'mislaid')
         WHEN 'no_time' THEN shown - 'updated_at'
+        WHEN 'opened_in_words' THEN shown || '{"opened_at": "last Tuesday"}'
         ELSE shown
     END;
 

@@ -19,10 +19,12 @@ from msgspec import Struct
 
 from deploy.demo.balance import balance, render
 from deploy.demo.books import Stores, StoreSettings, read_books
+from deploy.demo.dashboards import Ask, Dashboards
 from deploy.demo.drain import NotDrained, drained
 from deploy.demo.lake import DemoLake
 from deploy.demo.progress import Screen, entity_progress, fetch, lines, merged_offsets
 from deploy.demo.receiver import Receiver
+from deploy.grafana.panels import LOADER
 from deploy.local.environment import environment
 from deploy.local.processes import Process
 from deploy.local.ready import http_answers
@@ -55,6 +57,7 @@ class Options(Struct, frozen=True, kw_only=True):
     keep: bool
     name: str
     spark: bool = True
+    dashboards: Ask = "skip"
 
 
 class Demo:
@@ -105,6 +108,7 @@ class Demo:
         )
         self._lake = DemoLake(stack, self.settings, self.entities) if options.spark else None
         self._merged: dict[str, dict[str, float]] = {name: {} for name in self.entities.entities}
+        self._dashboards = Dashboards.of(stack, self._say, options.dashboards)
 
     async def run(self) -> int:
         """The exit code: 0 only when everything adds up."""
@@ -122,6 +126,7 @@ class Demo:
                 self._screen.say(str(error))
             await asyncio.to_thread(self._draw)
             self._screen.keep()
+            shown = await asyncio.to_thread(self._panels_have_data)
             clean = self._options.keep or await asyncio.to_thread(self._end_services)
             complete, _ = await asyncio.gather(self._audit(), self._build())
             books = await read_books(stores, self.entities)
@@ -130,7 +135,8 @@ class Demo:
         self._screen.say("\n".join(["", *render(sheets, lakes)]))
         self._say(f"the whole demo took {time.monotonic() - self._began_s:.0f} s")
         equal = all(lake.adds_up for lake in lakes)
-        code = 0 if clean and complete and equal and all(sheet.adds_up for sheet in sheets) else 1
+        adds_up = clean and complete and equal and all(sheet.adds_up for sheet in sheets)
+        code = 0 if adds_up and shown else 1
         if self._options.keep:
             await self._stay()
         return code
@@ -159,6 +165,9 @@ class Demo:
         if self._lake is not None:
             await self._lake.make_buckets()
             self._lake.add_stream()
+        if self._dashboards is not None:
+            spark = self._lake is not None
+            await asyncio.to_thread(self._dashboards.start, self._python, {**self._bank, **self._env}, spark=spark)
 
     async def start_stream(self) -> None:
         """Spark takes its time, and the bank doesn't wait for it: what is in raw objects then is caught up with."""
@@ -246,9 +255,15 @@ class Demo:
         with environment({name: value for name, value in self.settings.items() if name.startswith("AWS_")}):
             return await Stores.open(settings, self._bank["BANK_DSN"], self.entities.namespace, resources)
 
+    def _panels_have_data(self) -> bool:
+        if self._dashboards is None:
+            return True
+        return self._dashboards.conclude(LOADER if self._lake is None else {})
+
     def _end_services(self) -> bool:
         """The services drain and end, each before those that it gives its work to. True: all with exit code 0."""
-        names = [*reversed(SERVICES), *(["stream"] if self._lake else [])]
+        watchers = [] if self._dashboards is None else list(self._dashboards.processes)
+        names = [*watchers, *reversed(SERVICES), *(["stream"] if self._lake else [])]
         codes = {name: self.stack.terminate(name) for name in names}
         self._say("drained: " + ", ".join(f"{name} ended with {code}" for name, code in codes.items()))
         return not any(codes.values())
@@ -295,6 +310,7 @@ class Demo:
             ),
             f"  raw objects: {self.settings['AWS_ENDPOINT_URL']}/{self.settings['TIDEMARK_RAW_BUCKET']}",
             *self._lake_places(),
+            *([] if self._dashboards is None else [f"  {'queries:':<10}{self._dashboards.url}"]),
             f"  logs: ./deploy/local/stack logs {self._options.name} [poller|sink|stream|retrier|notifier|bank|kafka]",
         ]
 
