@@ -103,6 +103,8 @@ TABLES = (
             "stale_after_s": "how long a refused event waits for a cure before its owner is told",
             "future_s_max": "an event dated further ahead is parked",
             "clock_tolerance_s": "how far ahead of our own clock the cursor may go",
+            "freshness_s": "the objective: how old the lake may be; alerts and boards go by it",
+            "heartbeat_s": "how often a heartbeat goes through the whole pipe: tells a quiet table from a broken pipe",
             "event_bytes_max": "a larger event is parked",
             "depth_max": "an event that nests deeper is parked",
             "pause": "when too many refused events pause the entity",
@@ -311,6 +313,16 @@ def _repairs() -> Iterator[str]:
         yield f"| `{rule.rule}` | {needs} | {may} | {doc} |"
 
 
+def value_in_words(field: structs.FieldInfo) -> str:
+    """Its type, bounds and unit."""
+    return _value(field)
+
+
+def default_in_words(field: structs.FieldInfo) -> str:
+    """``required``, or the default, as a person would write it."""
+    return _default(field, ())
+
+
 def _value(field: structs.FieldInfo) -> str:
     form = struct_in(field.type)
     if form is not None:
@@ -321,7 +333,7 @@ def _value(field: structs.FieldInfo) -> str:
 
 
 def _unit(name: str) -> str:
-    if name.endswith("_per_s"):
+    if name.endswith(("_per_s", "_per_s_max")):
         return ""
     return next((UNITS[end] for end in sorted(UNITS, key=len, reverse=True) if name.endswith(end)), "")
 
@@ -341,6 +353,10 @@ def _in_words(info: inspect.Type) -> str:
         case inspect.StrType(pattern=pattern):
             is_short = pattern is not None and len(pattern) <= PATTERN_CHARS_MAX
             return f"text as `{pattern}`".replace("|", "\\|") if is_short else "text"
+        case inspect.CustomType():
+            return "path"
+        case inspect.VarTupleType():
+            return "list of texts"
         case inspect.ListType(item_type=item, max_length=most):
             kinds = {inspect.DictType: "maps", inspect.AnyType: "maps"}
             return f"list of {kinds.get(type(item), 'texts')}" + (f", at most {most}" if most else "")
@@ -372,7 +388,7 @@ def _written(value: Any, unit: str) -> str:
     if isinstance(value, str):
         return f"`{value}`" if value else '`""`'
     if isinstance(value, int | float):
-        return f"{value:,g}" if value < 1 else f"{int(value):,}{_readable(int(value), unit)}"
+        return f"{value:,g}" if value != int(value) else f"{int(value):,}{_readable(int(value), unit)}"
     assert not value, "a default that holds something needs words of its own: `computed`"
     return "none"
 

@@ -11,6 +11,7 @@ import pytest
 
 from deploy.entity_reference import END, README, missing, renewed
 from services.cli.arguments import parser
+from services.cli.parked_arguments import STATES
 from shared.entities import load_entities
 
 ROOT = Path(__file__).parents[2]
@@ -23,12 +24,14 @@ FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
 EXAMPLES = {
     "COMMAND": "status",
     "FILTER": "--entity payments",
+    "CHECK": "kafka",
     "TIME": "2026-01-31T00:00:00Z",
     "D": "2026-01-31",
     "DAY": "2026-01-31",
     "AGE": "7d",
     "N": "5",
     "GROUP": "0123456789abcdef",
+    **{state: state for state in STATES},
 }
 """For what stands in capitals; all else is a word of its own."""
 SCHEMA = """{"type": "record", "name": "Row", "fields": [{"name": "id", "type": "string"},
