@@ -60,6 +60,12 @@ async def _command(arguments: argparse.Namespace, edges: edges_of.Edges, environ
             from services.cli import status
 
             return await status.run(edges)
+        case "doctor", _:
+            from services.cli import doctor
+
+            return await doctor.run(
+                edges, environ, only=arguments.only, source=arguments.source, within_s=arguments.within
+            )
         case "entity", action:
             from services.cli import entity
 
@@ -104,6 +110,10 @@ async def _about_the_lake(arguments: argparse.Namespace, edges: edges_of.Edges) 
             from services.cli import raw_mend
 
             return await raw_mend.run(edges, arguments)
+        case "raw", "open":
+            from services.cli import raw_open
+
+            return await raw_open.run(edges, arguments)
     from services.cli import raw_expire
 
     return await raw_expire.run(edges, arguments)

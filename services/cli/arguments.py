@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Mapping
 
 from services.cli import argument_types as of
+from services.cli.doctor_findings import CHECKS
 from services.cli.lake_arguments import add_audit, add_raw, add_table, add_trace
 from services.cli.outcome import EXIT_CODES
 from services.cli.parked_arguments import add_parked
@@ -38,6 +39,19 @@ def parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
         "--without-environment", action="store_true", help="don't look whether the variables that files name are set"
     )
     command(commands, "status", "Everything on one screen: pollers, cursors, topics, raw objects, parked events.")
+    doctor = command(commands, "doctor", "Look at the whole stack: what is wrong, where, and what to do.")
+    doctor.add_argument(
+        "--only",
+        action="append",
+        default=[],
+        choices=CHECKS,
+        metavar="NAME",
+        help=f"one or more of {', '.join(CHECKS)}",
+    )
+    doctor.add_argument("--source", action="store_true", help="ask each source too, twice")
+    doctor.add_argument(
+        "--within", type=of.duration_s, default=10, metavar="TIME", help="how long each look may take, as 30s (10s)"
+    )
 
     entity = _group(commands, "entity", "List entities, pause and resume their polling.")
     command(entity, "list", "List entities and their state.")

@@ -73,7 +73,13 @@ def verdicts(found: Evidence) -> list[PartitionVerdict]:
 
 def _of_generation(found: Evidence) -> Iterable[Finding]:
     if found.generation_problem is not None:
-        yield Finding(kind="generation", where="", count=1, text=found.generation_problem)
+        yield Finding(
+            kind="generation",
+            where="",
+            count=1,
+            text=found.generation_problem,
+            repair=f"if it was made anew on purpose: tidemark raw open {found.entity} --why WHY; else restore it",
+        )
 
 
 def _of_seen_pages(found: Evidence) -> Iterable[Finding]:

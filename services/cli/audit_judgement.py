@@ -17,6 +17,7 @@ from services.cli.audit_seen import read_recorded_since
 from services.cli.audit_source import finding_of
 from services.cli.audit_spill import PARTS, packed_id
 from services.cli.audit_states import States
+from shared.events.lineage import is_heartbeat
 from shared.kafka.records import parse_headers
 from shared.raw.ledger import Damaged
 
@@ -117,6 +118,8 @@ async def _without_row(round_: Round, work: Work) -> list[tuple[str, int, str]]:
             records = round_.edges.reread().records(one.chain.topic, one.chain.partition, offset, offset + 1)
             async for page in records:
                 for record in page:
+                    if is_heartbeat(record):
+                        continue
                     name = parse_headers(record.headers).event_id
                     if name is None:
                         nameless.append((str(one.chain), offset, ""))
@@ -229,7 +232,9 @@ def _report(work: Work, found: Evidence) -> Report:
     counts = found.tally.counts
     counts.parked_by_reason = dict(sorted(work.aside.reasons.items()))
     counts.raw_rows = sum(one.rows for one in work.chains)
-    counts.nameless = work.taker.nameless if work.taker is not None else 0
+    if work.taker is not None:
+        counts.nameless = work.taker.nameless
+        counts.raw_rows -= work.taker.heartbeats  # no events
     if found.states is not None:
         counts.table_rows, counts.keys = found.states.rows, found.states.keys
         counts.unprovable = found.states.unprovable

@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from services.cli.audit_records import HAS_SEQ, KAFKA_ALONE, RANGES_MAX, REV_MAX, ChainOf, Law
 from services.cli.audit_spill import packed_id
-from shared.events.lineage import ConsumedRecord
+from shared.events.lineage import HEARTBEAT, ConsumedRecord, is_heartbeat
 from shared.kafka.records import parse_headers
 from shared.raw.keys import Chain
 from shared.raw.ledger import Damaged, Ledger, proved
@@ -38,6 +38,7 @@ class Row(Struct, frozen=True):
     tiebreak: int | None
     rev: int | None
     key: str | None  # as text; ``None``: the row has no readable key
+    is_heartbeat: bool = False
 
 
 class RowReader:
@@ -53,11 +54,12 @@ class RowReader:
             ("rank", int | None, None),
             ("tiebreak", int | None, None),
             ("rev", int | None, None),
+            ("op", Any, None),
             *((f"key_{number}", Any, None) for number in range(len(key))),
         ]
         rename = {f"key_{number}": name for number, name in enumerate(key)}
         rename |= {name: f"_kafka_{name}" for name in ("topic", "generation", "partition", "offset")}
-        rename |= {name: f"_{name}" for name in ("event_id", "rank", "tiebreak", "rev")}
+        rename |= {name: f"_{name}" for name in ("event_id", "rank", "tiebreak", "rev", "op")}
         line = msgspec.defstruct("Line", fields, rename=rename)
         self._decode = msgspec.json.Decoder(line).decode
         self._keys = [f"key_{number}" for number in range(len(key))]
@@ -76,6 +78,7 @@ class RowReader:
             found.tiebreak,
             found.rev,
             key,
+            found.op == HEARTBEAT and found.event_id is None,
         )
 
 
@@ -208,6 +211,7 @@ class Taker:
         self._reader = RowReader(law.rules.key)
         self._with_states = with_states
         self.nameless = 0
+        self.heartbeats = 0
         self.misfits: list[tuple[int, int]] = []
         """Places of rows that no MERGE can order: without seq, event id or key."""
         self.misfits_more = 0
@@ -220,13 +224,17 @@ class Taker:
         own = self._chains[number]
         own.silent += silent[: max(0, RANGES_MAX - len(own.silent))]
         own.silent_more += max(0, len(silent) - max(0, RANGES_MAX - len(own.silent)))
-        self._spill(number, found, 0)
+        changes = [row for row in found if not row.is_heartbeat]
+        self.heartbeats += len(found) - len(changes)
+        self._spill(number, changes, 0)
 
     def take_records(self, chain: Chain, records: Sequence[ConsumedRecord]) -> None:
         """What Kafka still has of offsets that no sound object covers: on its topic an event is not lost."""
         number = self._numbers[chain]
         rows = []
         for record in records:
+            if is_heartbeat(record):
+                continue
             headers = parse_headers(record.headers)
             key = None if record.key is None else record.key.decode("utf-8", "replace")
             rows.append(

@@ -24,7 +24,7 @@ from shared.config import ConfigError, HttpSettings, LogSettings, load_config
 from shared.entities import Entity
 from shared.lifecycle import Stop
 
-SERVICE = "tidemark-audit"
+SERVICE = "audit"
 KINDS: tuple[str, ...] = get_args(Kind)
 
 log = logs.get_logger(__name__)
@@ -51,6 +51,7 @@ async def _watch(
     arguments: Namespace, environ: Mapping[str, str], config: WatchConfig, entities: Sequence[Entity], stop: Stop
 ) -> None:
     metrics.expect_audits([entity.name for entity in entities], KINDS)
+    metrics.expect_freshness(entities)
     async with AsyncExitStack() as stack:
         await health.serve(config.http, stack, edges={}, pulses={"loop": stop.pulse})
         while not stop.is_set:
@@ -83,6 +84,7 @@ def show(report: Report) -> None:
     """A verdict as metrics, and each finding as a line in the log."""
     name, counts = report.entity, report.counts
     metrics.AUDIT_COMPLETE.labels(name).set(report.complete)
+    metrics.CONSERVATION_GAP.labels(name).set(counts.missing)
     metrics.AUDIT_ENDED.labels(name).set_to_current_time()
     for kind in KINDS:
         metrics.AUDIT_FINDINGS.labels(name, kind).set(sum(one.kind == kind for one in report.findings))

@@ -65,7 +65,7 @@ def _things(edges: Edges, plan: bool) -> Iterator[Thing]:
         yield Thing("postgres", "cursor", entity.name, partial(_cursor, edges, entity, plan))
     yield Thing("registry", "compatibility", "(global)", partial(_compatibility, edges, plan))
     for entity in entities:
-        yield Thing("registry", "subject", entity.schema_subject, partial(_subject, edges, entity, plan))
+        yield Thing("registry", "subject", entity.schema_subject, partial(subject, edges, entity, plan))
     for entity in entities:
         yield Thing("kafka", "topic", entity.topic, partial(_topic, edges, entity, plan))
     yield Thing("dynamodb", "table", parked.table, partial(_parked_table, edges, plan))
@@ -129,7 +129,7 @@ async def _compatibility(edges: Edges, plan: bool) -> tuple[Verdict, str]:
     return _made(plan), f"{WANTED_COMPATIBILITY}, was {level}: nothing incompatible was ever refused"
 
 
-async def _subject(edges: Edges, entity: Entity, plan: bool) -> tuple[Verdict, str]:
+async def subject(edges: Edges, entity: Entity, plan: bool) -> tuple[Verdict, str]:
     """A schema is registered only if it compiles, and its columns collide with those of no other version."""
     from shared.registry.client import UnknownSubject
 

@@ -45,6 +45,15 @@ class Buckets:
             if error.response["Error"]["Code"] not in _OURS_ALREADY:
                 raise
 
+    async def date(self, bucket: str) -> str | None:
+        """The store's clock, as its header ``Date`` says it: a refusal has one too."""
+        try:
+            answer = await self._client.head_bucket(Bucket=bucket)
+        except ClientError as error:
+            answer = error.response
+        headers: dict[str, str] = answer["ResponseMetadata"].get("HTTPHeaders", {})
+        return headers.get("date")
+
     async def expiring_rules(self, bucket: str) -> list[str]:
         """Names of the lifecycle rules that delete current objects: the ledger must not lose links by itself."""
         try:

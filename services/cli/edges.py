@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from msgspec import Meta, Struct
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from shared.checkpoints.postgres import Checkpoints
     from shared.kafka.admin import KafkaAdmin
     from shared.kafka.reread import Reread
+    from shared.kafka.settings import KafkaSettings
     from shared.lake.layout import Lake
     from shared.lake.reader import LakeTable
     from shared.parked.audit import AuditTrail
@@ -85,6 +86,12 @@ class Edges:
             raise ConfigError(["TIDEMARK_ENTITIES_DIR: not set; name the folder of *.yaml, or use --entities DIR"])
         return load_entities(self._entities_dir, self.namespace.name, self._environ)
 
+    def entities_without_environment(self) -> Entities:
+        """The same folder; variables that it names are not looked at. Raises ``ConfigError``."""
+        if self._entities_dir is None:
+            raise ConfigError(["TIDEMARK_ENTITIES_DIR: not set; name the folder of *.yaml, or use --entities DIR"])
+        return load_entities(self._entities_dir, self.namespace.name)
+
     def patience(self, entity: str) -> float | None:
         """Its ``stale_after_s``; ``None``: it isn't in the folder any more. Raises ``ConfigError``."""
         found = self.entities.entities.get(entity)
@@ -111,6 +118,12 @@ class Edges:
             problems += error.problems
         if problems:
             raise ConfigError(problems)
+
+    @property
+    def kafka_settings(self) -> "KafkaSettings":
+        from shared.kafka.settings import KafkaSettings
+
+        return self._settings("KAFKA", KafkaSettings)
 
     @property
     def replication(self) -> int:
@@ -303,6 +316,12 @@ class Edges:
         assert isinstance(opened, Buckets)
         return opened
 
+    async def dynamodb(self) -> Any:
+        """A low-level client of the caller's own, for what no store has a call for."""
+        from shared.aws import open_client
+
+        return await open_client("dynamodb", self._stack, read_timeout_s=5)
+
     async def raw_store(self) -> "S3Store":
         return (await self.buckets()).store(self.raw_bucket)
 
@@ -414,9 +433,19 @@ def _meaning_of_source(error: BaseException) -> Meaning | None:
 
 
 def _meaning_of_aws(error: BaseException) -> Meaning | None:
-    from botocore.exceptions import BotoCoreError, ClientError
+    from botocore.exceptions import (
+        BotoCoreError,
+        ClientError,
+        NoCredentialsError,
+        NoRegionError,
+        PartialCredentialsError,
+    )
 
     match error:
+        case NoCredentialsError() | PartialCredentialsError() | NoRegionError():
+            return Meaning(USAGE, f"no AWS credentials or region ({error}); set AWS_REGION, AWS_ACCESS_KEY_ID, …")
+        case ValueError() if str(error).startswith("Invalid endpoint"):
+            return Meaning(USAGE, f"{error}; correct AWS_ENDPOINT_URL, _S3 or _DYNAMODB: http(s)://HOST:PORT")
         case ClientError():
             code = error.response.get("Error", {}).get("Code", "")
             return Meaning(USAGE, f"AWS refuses {error.operation_name} ({code}); check rights and names")

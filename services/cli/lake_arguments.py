@@ -63,6 +63,9 @@ def add_raw(raw: "argparse._SubParsersAction[argparse.ArgumentParser]", command:
     mend.add_argument("entity")
     mend.add_argument("--dry-run", action="store_true", help="only say what would be done")
     mend.add_argument("--lost", action="store_true", help="mark as lost what Kafka no longer has")
+    opening = command(raw, "open", "Open the next generation of a topic that was made anew, or whose log was cut back.")
+    opening.add_argument("entity")
+    opening.add_argument("--why", required=True, type=of.text, help="why; stands in the claim")
     expire = command(raw, "expire", "Delete raw objects that are old and in the table: the floor first, then they.")
     expire.add_argument("entity")
     expire.add_argument(

@@ -13,6 +13,7 @@ from services.cli.audit_seen import inflated
 from shared.checkpoints.model import SeenPage
 from shared.events.identity import event_id, key_hash
 from shared.events.instants import parse_iso_us
+from shared.events.lineage import is_heartbeat
 from shared.kafka.partitions import partition_of_keys
 from shared.kafka.records import parse_headers
 from shared.parked.census import Counted
@@ -186,7 +187,7 @@ async def in_kafka(reread: "Reread", chains: Mapping[Chain, tuple[int, int]], wa
             for record in page:
                 headers = parse_headers(record.headers)
                 key = None if record.key is None else record.key.decode("utf-8", "replace")
-                if wanted.takes(key, headers.event_id):
+                if wanted.takes(key, headers.event_id) and not is_heartbeat(record):
                     hits.append(
                         Hit(
                             chain=chain,

@@ -96,6 +96,11 @@ class Checkpoints:
         """Return when Postgres answers and has our tables."""
         await self._fetchrow(sql.EXISTS, "")
 
+    async def clock_us(self) -> int:
+        """Postgres's own clock, asked for once: raises ``CheckpointsUnavailable`` at the first failure."""
+        statement = "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
+        return int(await self._database.run_once(lambda connection: connection.fetchval(statement)))
+
     async def migrate(self) -> list[str]:
         """Make or renew the tables; return the names of the migrations applied now. Callers at once wait in a row."""
         return await self._database.run_once(lambda connection: apply_migrations(connection, self._schema))

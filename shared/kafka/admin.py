@@ -18,6 +18,7 @@ from shared.kafka.client_logs import quiet_client_logs
 from shared.kafka.errors import KafkaUnreachable, TopicMissing, TopicRefused
 from shared.kafka.metadata import TopicIdentity, TopicMetadata, ask_topic
 from shared.kafka.settings import KafkaSettings
+from shared.kafka.topic_state import TopicState
 
 CALL_S = 30.0
 """Bounds one call, without the connecting, which has bounds of its own."""
@@ -125,13 +126,28 @@ class KafkaAdmin:
         if "compact" in policy:
             raise TopicRefused(topic, f"cleanup.policy is {policy!r}: compaction drops changes; set it to 'delete'")
 
+    async def state(self, topic: str) -> TopicState:
+        """Raises ``TopicMissing``, ``TopicRefused`` (or its configuration may not be read), ``KafkaUnreachable``."""
+        metadata = await self._metadata(topic)
+        return TopicState(
+            partitions=metadata.identity.partitions,
+            leaderless=sum(leader < 0 for leader in metadata.leaders.values()),
+            replicas_min=min(metadata.replicas.values(), default=0),
+            in_sync_min=min(metadata.in_sync.values(), default=0),
+            settings=await self._topic_configs(topic, None),
+        )
+
     async def _topic_config(self, topic: str, name: str) -> str:
-        resource = ConfigResource(ConfigResourceType.TOPIC, topic, configs={name: ""})
+        return (await self._topic_configs(topic, {name: ""})).get(name, "")
+
+    async def _topic_configs(self, topic: str, asked: dict[str, str] | None) -> dict[str, str]:
+        """``asked`` None: all."""
+        resource = ConfigResource(ConfigResourceType.TOPIC, topic, configs=asked)
         answers = await self._call(lambda admin: admin.describe_configs([resource]))
         code, message, _type, _topic, entries = answers[0].resources[0]
         if code:
             raise TopicRefused(topic, f"its configuration can't be read: {message or for_code(code).__name__}")
-        return next((str(entry[1]) for entry in entries if entry[0] == name), "")
+        return {str(entry[0]): str(entry[1]) for entry in entries}
 
     async def _appear(self, topic: str) -> None:
         loop = asyncio.get_running_loop()

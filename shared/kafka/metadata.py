@@ -142,6 +142,9 @@ class TopicMetadata(Struct, frozen=True):
 
     identity: TopicIdentity
     leaders: dict[int, int]
+    replicas: dict[int, int]
+    """How many each partition has."""
+    in_sync: dict[int, int]
 
 
 async def ask_topic(client: AIOKafkaClient, node_id: object, topic: str) -> TopicMetadata:
@@ -168,5 +171,10 @@ def read_topic(response: Any, topic: str) -> TopicMetadata:
         if not response.cluster_id or topic_id == _NO_ID:
             raise TopicRefused(topic, _TOO_OLD)
         identity = TopicIdentity(response.cluster_id, str(topic_id), len(partitions))
-        return TopicMetadata(identity, {number: leader for _code, number, leader, *_ in partitions})
+        return TopicMetadata(
+            identity,
+            leaders={number: leader for _code, number, leader, *_ in partitions},
+            replicas={number: len(replicas) for _code, number, _leader, _epoch, replicas, *_ in partitions},
+            in_sync={number: len(isr) for _code, number, _leader, _epoch, _replicas, isr, *_ in partitions},
+        )
     raise TopicMissing(topic)

@@ -7,6 +7,7 @@ _INDEXES: dict[str, tuple[dict[str, str], tuple[str, ...]]] = {
     "due": ({"dq": "HASH", "due": "RANGE"}, ("st", "ver", "entity", "reason")),
     "grp": ({"gk": "HASH", "gs": "RANGE"}, ("st", "path", "sub", "sfp", "att", "owner", "key")),
 }
+INDEX_NAMES = tuple(_INDEXES)
 
 
 class ParkedTableDiffers(Exception):
@@ -38,10 +39,14 @@ def is_active(description: dict[str, Any]) -> bool:
 
 
 def differences(description: dict[str, Any]) -> list[str]:
-    """What a described table has otherwise than ``definition``; further indexes and projected fields are no harm."""
+    """What a described table has otherwise than ``definition``; further indexes and projected fields are no harm.
+
+    An index that is being deleted is as good as gone, and its attributes may be gone before it.
+    """
     types = {part["AttributeName"]: part["AttributeType"] for part in description["AttributeDefinitions"]}
     found = _key_differences("the table", _KEYS, description["KeySchema"], types)
-    indexes = {index["IndexName"]: index for index in description.get("GlobalSecondaryIndexes", [])}
+    listed = description.get("GlobalSecondaryIndexes", [])
+    indexes = {index["IndexName"]: index for index in listed if index.get("IndexStatus") != "DELETING"}
     for name, (keys, projected) in _INDEXES.items():
         if name not in indexes:
             found.append(f"index {name!r} is missing")
