@@ -207,6 +207,7 @@ async def run_stream(
     from services.delta_loader import stream  # Spark 4 alone has what its source is made of
 
     metrics.expect_lake(names)
+    metrics.expect_freshness(entities.entities[name] for name in names)
     load = config.load
     async with AsyncExitStack() as stack:
         ready: list[Loading] = []

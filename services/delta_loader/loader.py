@@ -43,6 +43,10 @@ class Outcome(Protocol):
     def quarantined(self) -> Mapping[str, int]: ...
     @property
     def uncovered(self) -> frozenset[int]: ...
+    @property
+    def heartbeats(self) -> int: ...
+    @property
+    def beats_s(self) -> Mapping[int, float]: ...
 
 
 class Tables(Protocol):
@@ -137,12 +141,16 @@ class Loader:
         self._tables, self._raw, self._schemas, self._spark, self._stop = tables, raw, schemas, spark, stop
         self._conflicts, self._conflicts_max, self._clock = conflicts, conflicts_max, clock
         self._turn = asyncio.Lock()
+        self._generations: dict[tuple[str, int], int] = {}  # whose position is shown
+        self._beats_s: dict[int, float] = {}
 
     async def load(self, span: Span = Span()) -> Loaded:  # noqa: B008 (frozen)
         """Chunk by chunk, each with a commit of its own. Raises what stops an entity, ``Contended``, ``Abandoned``."""
         async with self._turn:
             done = Loaded()
+            listed_s = None
             if span.through is None:
+                listed_s = time.time() if span.reading is None else None
                 standing = await self._spark(self._tables.standing)
                 beginning = standing.positions if span.reading is None else span.reading
                 span = structs.replace(span, through=await self._raw.ends(beginning))
@@ -153,6 +161,9 @@ class Loader:
                 if await self._stop.wait(0):
                     raise Abandoned from error  # its Spark jobs were cancelled under it
                 raise
+            if listed_s is not None:
+                # All that the bucket had when it was listed is merged: by the time of the question.
+                metrics.FRESH.labels(self.entity, "lake", "").set(listed_s)
             return done
 
     async def _commit_next(self, span: Span, done: Loaded) -> Span | None:
@@ -183,7 +194,11 @@ class Loader:
         chunk = await self._raw.next_chunk(reading, span.through, merged, past_floor=span.past_floor)
         if not chunk.links:
             return None
-        outcome = await self._commit(chunk, standing, began_s)
+        metrics.LAKE_IN_PROGRESS.labels(self.entity).set(chunk.rows)
+        try:
+            outcome = await self._commit(chunk, standing, began_s)
+        finally:
+            metrics.LAKE_IN_PROGRESS.labels(self.entity).set(0)
         self._tell(chunk, outcome, advanced(merged, chunk.ranges), time.monotonic() - started_s, done)
         behind = advanced(reading, chunk.ranges)
         left = {chain: start for chain, start in span.through.items() if behind.get(chain, 0) <= start}
@@ -200,6 +215,17 @@ class Loader:
             ids |= outcome.uncovered
         raise LedgerBroken(f"{self.entity}: rows name ever more schema ids: {sorted(ids)[-5:]}")
 
+    def _show_position(self, chain: Chain, position: int) -> None:
+        """Of the newest generation alone: a topic may be made anew any number of times."""
+        place, partition = (chain.topic, chain.partition), str(chain.partition)
+        shown = self._generations.get(place, 0)
+        if chain.generation < shown:
+            return
+        if chain.generation > shown:
+            metrics.unset(metrics.LAKE_POSITION, self.entity, chain.topic, str(shown), partition)
+            self._generations[place] = chain.generation
+        metrics.LAKE_POSITION.labels(self.entity, chain.topic, str(chain.generation), partition).set(position)
+
     def _tell(self, chunk: Chunk, outcome: Outcome, positions: Positions, took_s: float, done: Loaded) -> None:
         done.objects += len(chunk.links)
         done.rows += outcome.rows
@@ -211,9 +237,12 @@ class Loader:
         metrics.LAKE_LAST_COMMIT.labels(self.entity).set_to_current_time()
         for reason, count in outcome.quarantined.items():
             metrics.LAKE_QUARANTINED.labels(self.entity, reason).inc(count)
-        for chain in chunk.ranges:
-            place = (chain.topic, str(chain.generation), str(chain.partition))
-            metrics.LAKE_POSITION.labels(self.entity, *place).set(positions.get(chain, 0))
+        metrics.LAKE_HEARTBEATS.labels(self.entity).inc(outcome.heartbeats)
+        for partition, at_s in outcome.beats_s.items():
+            self._beats_s[partition] = max(at_s, self._beats_s.get(partition, 0.0))  # older ones may be read again
+            metrics.HEARTBEAT.labels(self.entity, "lake", str(partition)).set(self._beats_s[partition])
+        for chain in sorted(chunk.ranges):
+            self._show_position(chain, positions.get(chain, 0))
         log.info(
             "rows_merged",
             entity=self.entity,

@@ -13,6 +13,7 @@ from pyspark.sql import functions as F
 
 from services.delta_loader.schema import CORRUPT
 from services.delta_loader.spark_types import quoted
+from shared.events.lineage import HEARTBEAT
 
 REASONS = ("corrupt", "no_key", "no_order")
 COLUMNS = """
@@ -23,14 +24,16 @@ COLUMNS = """
 
 
 def reason_of(keys: Sequence[str]) -> Column:
-    """Why a raw row can't be merged; null for all others."""
+    """Why a raw row is not merged: one of ``REASONS``, or ``HEARTBEAT``, which is no fault; null for all others."""
     no_key, no_order = F.lit(False), F.lit(False)
     for name in keys:
         no_key |= F.col(quoted(name)).isNull()
     for name in ("_rank", "_tiebreak", "_rev", "_event_id"):
         no_order |= F.col(name).isNull()
     corrupt = F.col(CORRUPT).isNotNull()
-    return F.when(corrupt, F.lit("corrupt")).when(no_key, F.lit("no_key")).when(no_order, F.lit("no_order"))
+    beat = F.col("_op").eqNullSafe(HEARTBEAT) & F.col("_event_id").isNull()
+    found = F.when(corrupt, F.lit("corrupt")).when(beat, F.lit(HEARTBEAT))
+    return found.when(no_key, F.lit("no_key")).when(no_order, F.lit("no_order"))
 
 
 def keep(spark: SparkSession, path: str, bad: DataFrame) -> None:

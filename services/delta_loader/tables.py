@@ -22,6 +22,7 @@ from services.delta_loader.spark_types import Member, Simple, StructOf, from_jso
 from services.delta_loader.table import PROPERTIES, At, LakeTable
 from services.delta_loader.transform import Transform
 from shared import logs
+from shared.events.lineage import HEARTBEAT
 from shared.lake.layout import CURRENT, END_AT, ORDER, START_AT
 from shared.lake.positions import Note, Positions, Ranges, advanced
 
@@ -30,7 +31,7 @@ log = logs.get_logger(__name__)
 BOUNDED = frozenset({"byte", "short", "integer", "long", "string"})
 RULE, TRANSFORM = "tidemark.rule", "tidemark.transform"
 LIGHT_ROWS_MAX = 5_000
-REASON, ROWS, WINNER = "__reason", "__rows", "__winner"
+REASON, ROWS, WINNER, BEAT = "__reason", "__rows", "__winner", "__beat"
 now_s = partial(time.clock_gettime, time.CLOCK_BOOTTIME)
 """Goes on while the machine sleeps."""
 
@@ -74,6 +75,9 @@ class Outcome(Struct, frozen=True):
     rows: int = 0
     quarantined: dict[str, int] = {}
     uncovered: frozenset[int] = frozenset()
+    heartbeats: int = 0
+    beats_s: dict[int, float] = {}
+    """When the newest heartbeat was sent, by partition."""
 
 
 class RowsMissing(Exception):
@@ -95,6 +99,8 @@ class _Judged(Struct, frozen=True):
     reasons: dict[str, int]
     uncovered: int
     bounds: Bounds
+    heartbeats: int
+    beats_s: dict[int, float]
 
 
 class EntityTables:
@@ -153,7 +159,12 @@ class EntityTables:
         self._check_age(began_s)
         note = _note(standing.table, chunk.ranges)
         merge(self._spark, self._target.table, rows, self._target.keys, note, judged.bounds)
-        return Outcome(rows=judged.rows, quarantined=judged.reasons)
+        return Outcome(
+            rows=judged.rows,
+            quarantined=judged.reasons,
+            heartbeats=judged.heartbeats,
+            beats_s=judged.beats_s,
+        )
 
     def _read(self, chunk: Chunk, schema: LakeSchema) -> DataFrame:
         kind = schema_of(schema.read_json)
@@ -166,26 +177,38 @@ class EntityTables:
         """One pass over the objects: each row is parsed once, and what is left of them stays in Spark."""
         keys = self._target.keys
         raw = self._read(chunk, schema).withColumn(REASON, quarantine.reason_of(keys))
+        raw = raw.withColumn(BEAT, F.when(F.col(REASON) == HEARTBEAT, F.col("_kafka_partition")))
         group = [*keys, *ORDER] if self.history is not None else list(keys)
-        whole = F.struct(*(F.col(quoted(name)) for name in raw.columns if name not in (CORRUPT, REASON)))
+        whole = F.struct(*(F.col(quoted(name)) for name in raw.columns if name not in (CORRUPT, REASON, BEAT)))
         kept = (
-            raw.groupBy(*map(quoted, group), REASON)
+            raw.groupBy(*map(quoted, group), REASON, BEAT)
             .agg(
                 F.max_by(whole, in_order()).alias(WINNER),
                 F.count(F.lit(1)).alias(ROWS),
                 F.count(F.when(_is_uncovered(chunk, schema), 1)).alias("__uncovered"),
+                F.max(F.col("_kafka_timestamp").cast("double")).alias("__at"),
             )
             .localCheckpoint()
         )
         bounded = [name for name in keys if _kind(schema, name) in BOUNDED]
         edges = [edge(quoted(name)) for name in bounded for edge in (F.min, F.max)]
-        found = kept.groupBy(REASON).agg(F.sum(ROWS), F.sum("__uncovered"), *edges).collect()
-        good = next((row[3:] for row in found if row[0] is None), None)
+        sums = (F.sum(ROWS), F.sum("__uncovered"), F.max("__at"))
+        found = kept.groupBy(REASON, BEAT).agg(*sums, *edges).collect()
+        good = next((row[5:] for row in found if row[0] is None), None)
         bounds: dict[str, tuple[Any, Any]] = {}
         if good is not None:
             bounds = {name: (good[2 * at], good[2 * at + 1]) for at, name in enumerate(bounded)}
-        reasons = {str(row[0]): int(row[1]) for row in found if row[0] is not None}
-        return _Judged(kept, sum(row[1] for row in found), reasons, sum(row[2] for row in found), bounds)
+        reasons = {str(row[0]): int(row[2]) for row in found if row[0] not in (None, HEARTBEAT)}
+        beats = [row for row in found if row[0] == HEARTBEAT]
+        return _Judged(
+            kept,
+            sum(row[2] for row in found),
+            reasons,
+            sum(row[3] for row in found),
+            bounds,
+            sum(row[2] for row in beats),
+            {int(row[1]): float(row[4]) for row in beats if row[1] is not None and row[4] is not None},
+        )
 
     def _uncovered(self, chunk: Chunk, schema: LakeSchema) -> frozenset[int]:
         rows = self._read(chunk, schema).where(_is_uncovered(chunk, schema)).select("_schema_id").distinct().limit(1000)
@@ -193,7 +216,8 @@ class EntityTables:
 
     def _set_aside(self, chunk: Chunk, schema: LakeSchema) -> None:
         raw = self._read(chunk, schema).withColumn("raw_file", F.col("_metadata.file_path"))
-        bad = raw.withColumn("reason", quarantine.reason_of(self._target.keys)).where(F.col("reason").isNotNull())
+        bad = raw.withColumn("reason", quarantine.reason_of(self._target.keys))
+        bad = bad.where(F.col("reason").isNotNull() & (F.col("reason") != HEARTBEAT))
         quarantine.keep(self._spark, self._target.quarantine, bad)
 
     def _fit(self, schema: LakeSchema) -> None:

@@ -130,6 +130,7 @@ class Redrive:
         found = await self._while_time(CLAIM_SHARE, lease_end_s, done, hints, partial(self._claim_one, done))
         rows = [row for row in found if row is not None]
         done.claimed = len(rows)
+        metrics.RETRIES_CLAIMED.labels(done.entity).inc(len(rows))
         return rows
 
     async def _claim_one(self, done: Batch, hint: Due) -> Claimed | None:
@@ -204,6 +205,7 @@ class Redrive:
         if why is None:
             if await self._write(row, "published", lambda: self._leases.published(row), done):
                 done.published += 1
+                metrics.RETRIER_LAST.labels(done.entity).set_to_current_time()
             return
         after = after_failure(standing(row), why.reason, self._wall_ms())
         error = why.reason.value if after.reason is None else RejectedEvent(why.reason, "", why.detail)

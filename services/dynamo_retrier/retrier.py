@@ -137,6 +137,8 @@ class Retrier:
 
     async def _batch(self, entity: str, hints: list[Due], deadline: Deadline) -> None:
         topic = self._topics.get(entity)
+        in_progress = metrics.RETRIES_IN_PROGRESS.labels("unknown" if topic is None else entity)
+        in_progress.inc(len(hints))
         try:
             if topic is None:
                 done = await self._redrive.adrift(hints, deadline)
@@ -149,6 +151,7 @@ class Retrier:
             self._put_off[entity] = self._monotonic_s() + NO_ANALYST_S
             log.warning("entity_waits", entity=entity, why=str(error))
         finally:
+            in_progress.dec(len(hints))
             del self._busy[entity]
             if topic is not None:
                 self._gates.settled(topic)

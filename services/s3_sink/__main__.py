@@ -32,6 +32,7 @@ async def run(config: SinkConfig, entities: Entities, stop: lifecycle.Stop) -> N
     """Open everything in the order of dependence, read until ``stop``, write what is buffered, close."""
     topics = entities.topics
     metrics.expect_topics(topics)
+    metrics.expect_freshness(topics.values())
     async with AsyncExitStack() as stack:
         registry = await Registry.open(config.registry, stack)
         schemas = SchemaCache(registry, config.cache_dir, scope=config.registry.url)
@@ -55,6 +56,7 @@ async def run(config: SinkConfig, entities: Entities, stop: lifecycle.Stop) -> N
             config.sink,
             clock=partial(time.clock_gettime, time.CLOCK_BOOTTIME),  # goes on while the machine sleeps
             beat=turns.beat,
+            entities={topic: entity.name for topic, entity in topics.items()},
         )
 
         async def kafka() -> str | None:

@@ -16,7 +16,7 @@ from msgspec import Struct
 
 from services.s3_sink.limits import SinkSettings
 from services.s3_sink.packing import Pack
-from shared.events.lineage import ConsumedRecord
+from shared.events.lineage import ConsumedRecord, is_heartbeat
 from shared.kafka.chunks import Chunk, Partition
 from shared.raw.keys import Chain
 from shared.raw.objects import LastRecord, RawObject, record_digest
@@ -51,6 +51,8 @@ class Sealed(Struct, frozen=True):
     body: bytes
     undecodable: Sequence[Undecodable]
     cut: Cut
+    beat_ms: int | None = None
+    """When the newest heartbeat in it was sent."""
 
 
 class OtherRecord(Exception):
@@ -83,6 +85,7 @@ class Lane:
         self.reopen = False  # nothing more can be read here: write what is buffered, then open the lane anew
         self.reopen_after_s = 0.0
         self.stopped = False  # too many undecodable records in a row
+        self.beat_ms: int | None = None  # of the newest heartbeat that is written
         self.jumps = 0
         self.blocked_by: int | None = None
         self.unproven = not proven and last is not None
@@ -107,11 +110,27 @@ class Lane:
         self._first_ms: int | None = None
         self._last_ms: int | None = None
         self._ids: set[int] = set()
+        self._beat_ms: int | None = None
         self._buffered_last: LastRecord | None = None
 
     @property
     def held_bytes(self) -> int:
         return self.pending_bytes + self.pack.held_bytes + (len(self.flying.body) if self.flying else 0)
+
+    @property
+    def in_progress(self) -> int:
+        """Records read that are in no object known to be written."""
+        return len(self.pending) + self.count + (self.flying.link.count if self.flying else 0)
+
+    @property
+    def written(self) -> int:
+        """Every offset below it is in an object that is known to be written."""
+        return self.flying.link.start if self.flying else self.start
+
+    @property
+    def last_ms(self) -> int:
+        """The time of the ledger's last record; 0: there is none."""
+        return 0 if self._last is None else self._last.timestamp_ms
 
     @property
     def is_empty(self) -> bool:
@@ -167,6 +186,8 @@ class Lane:
         self._ids.update(rows.schema_ids)
         self.undecodable += [Undecodable(self.chain, records[index], detail) for index, detail in rows.failed]
         self.bad_in_a_row = bad_run(rows.failed, taken, self.bad_in_a_row)
+        beats = [record.timestamp for record in records if record.value is None and is_heartbeat(record)]
+        self._beat_ms = max(beats, default=self._beat_ms)
         if taken:
             times = [record.timestamp for record in records]
             self._first_ms = min(times) if self._first_ms is None else min(self._first_ms, *times)
@@ -204,7 +225,7 @@ class Lane:
             writer=self._writer,
             last=self._buffered_last or self._last,
         )
-        self.flying = Sealed(link, body, self.undecodable, cut)
+        self.flying = Sealed(link, body, self.undecodable, cut, self._beat_ms)
         pending, pending_bytes, bad = self.pending, self.pending_bytes, self.bad_in_a_row
         self.start = self.covered
         self._empty()
@@ -218,11 +239,12 @@ class Lane:
         Then all that was buffered is dropped, and reading must go on from ``expected``.
         """
         assert self.flying is not None
-        ours, self.flying = self.flying.link, None
+        ours, beat_ms, self.flying = self.flying.link, self.flying.beat_ms, None
         self._last = standing.last
         self.verified_s = now_s
         self.settled_start, self.settled_next = standing.start, standing.next_start
         if standing.end == ours.end:
+            self.beat_ms = beat_ms or self.beat_ms
             return True
         self.jump(standing.next_start)
         return False

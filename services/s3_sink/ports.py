@@ -9,7 +9,7 @@ from typing import Protocol
 
 from services.s3_sink.lane import Rows, Undecodable
 from shared.events.lineage import ConsumedRecord
-from shared.kafka.chunks import GroupCommit, LogBounds, Partition, Reading
+from shared.kafka.chunks import GroupCommit, KnownEnd, LogBounds, Partition, Reading
 from shared.raw.generation import TopicLife
 from shared.raw.keys import Chain
 
@@ -47,6 +47,9 @@ class RecordSource(Protocol):
         """Read nothing of these until the next call."""
 
     def log_end(self, partition: Partition) -> int | None: ...
+
+    def known_end(self, partition: Partition) -> KnownEnd | None:
+        """Never a later time than the log's end was asked for. To be called once a turn."""
 
     async def commit(self, partition: Partition, assignment: int, next_offset: int, metadata: str) -> bool:
         """A hint for the next owner. Within seconds; false when it could not be left."""

@@ -6,7 +6,8 @@ Kafka's committed offset is a hint; the bucket is the ledger. What can't be done
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections import Counter
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any, Protocol
 from uuid import uuid4
 
@@ -57,7 +58,9 @@ class Sink:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         beat: Callable[[], None] = lambda: None,
+        entities: Mapping[str, str] | None = None,
     ) -> None:
+        """``entities``: topic → entity, of all whose freshness is to be shown."""
         patience = Patience(sleep)
         self._source, self._decoder, self._ledger, self._settings = source, decoder, ledger, settings
         self._opener = Opener(source, topics, store, ledger, patience, uuid4().hex, clock)
@@ -69,7 +72,7 @@ class Sink:
         self._lives: dict[str, TopicLife] = {}
         self._due: dict[Partition, float] = {}  # to be opened, and when
         self._assignment = 0
-        self._gauges = Gauges()
+        self._gauges = Gauges(entities or {})
         self._halted: set[Partition] = set()  # until an object of theirs is written
         self._crowded = False
         self._asked_last: set[tuple[str, int]] | None = None  # schemas asked for while draining
@@ -196,17 +199,19 @@ class Sink:
         full = held_bytes >= self._settings.buffered_bytes_max
         self._crowded = held_bytes >= self._settings.buffered_bytes_max // 2
         metrics.BUFFERED_BYTES.set(held_bytes)
+        in_progress: Counter[str] = Counter()
         now_s = self._clock()
         held = [partition for partition in self._source.assigned if partition not in self._lanes]
         for partition, lane in self._lanes.items():
             log_end = self._source.log_end(partition)
-            self._gauges.offsets(
-                partition, lane.flying.link.start if lane.flying else lane.start, log_end or lane.expected
-            )
+            self._gauges.offsets(partition, lane.written, log_end or lane.expected, self._source.known_end(partition))
+            self._gauges.beat(partition, lane.beat_ms)
+            in_progress[partition.topic] += lane.in_progress
             if partition in self._halted and lane.is_empty and log_end is not None and lane.expected >= log_end:
                 self._goes_on(partition)
             if full or lane.is_held or (lane.flying and lane.due(self._settings, now_s)):
                 held.append(partition)
+        self._gauges.in_progress(in_progress)
         self._source.hold(held)
 
     def _largest(self) -> Lane:
@@ -240,6 +245,7 @@ class Sink:
         self._gauges.refused(topic, False)
         for lane in opened.lanes:
             self._lanes[lane.partition] = lane
+            self._gauges.opened(lane.partition, lane.last_ms)
             self._source.start(lane.partition, lane.expected)
             self._gauges.waits(lane.partition, "schema", False)
             self._gauges.waits(lane.partition, "stopped", lane.partition in self._halted)

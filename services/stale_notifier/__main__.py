@@ -80,7 +80,7 @@ async def run(config: NotifierConfig, entities: Entities, stop: lifecycle.Stop) 
             groups,
             rows,
             teller,
-            Gauges(transitions, groups),
+            Gauges(transitions, groups, owners),
             poll_s=settings.poll_s,
             refresh_s=settings.refresh_s,
             clock_ms=now_ms,

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from typing import Literal, Protocol
 
+from services.stale_notifier.delivery import Owners
 from services.stale_notifier.grouping import Count
 from services.stale_notifier.together import all_of
 from shared import metrics
@@ -81,10 +82,15 @@ class Gauges:
     """Exact within one refresh."""
 
     def __init__(
-        self, queue: Queue, groups: Groups, clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000
+        self,
+        queue: Queue,
+        groups: Groups,
+        owners: Owners,
+        clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
     ) -> None:
         self._queue = queue
         self._groups = groups
+        self._owners = owners
         self._clock_ms = clock_ms
 
     async def refresh(self) -> None:
@@ -92,7 +98,10 @@ class Gauges:
         now_ms = self._clock_ms()
         open_groups = await self._groups.open_groups()
         oldest_ms = min(await self._oldest_overdue(now_ms), await self._oldest_untold(open_groups, now_ms))
-        metrics.show_groups(Counter((group.owner, group.entity, group.reason.value) for group in open_groups))
+        label_of, owner_of = self._owners.entity_label, self._owners.owner_label
+        metrics.show_groups(
+            Counter((owner_of(group.owner), label_of(group.entity), group.reason.value) for group in open_groups)
+        )
         metrics.OLDEST_UNNOTIFIED.set(oldest_ms / 1000)
 
     async def _oldest_overdue(self, now_ms: int) -> int:

@@ -26,6 +26,9 @@ class Way(Protocol):
     def escalate_after_s(self) -> float | None: ...
 
 
+UNKNOWN = "unknown"
+
+
 class Owners:
     """Who is told about an entity's events."""
 
@@ -41,6 +44,14 @@ class Owners:
         if owner in self._ways or default is None or default.name not in self._ways:
             return owner or "nobody"
         return default.name
+
+    def entity_label(self, entity: str) -> str:
+        """For metrics: rows name what entities they like, and a name that is not configured is no label."""
+        return entity if entity in self._entities.entities else UNKNOWN
+
+    def owner_label(self, owner: str) -> str:
+        """For metrics: see ``entity_label``."""
+        return owner if owner in self._entities.owners else UNKNOWN
 
     def contact(self, owner: str) -> str:
         known = self._entities.owners.get(owner)

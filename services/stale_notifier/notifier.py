@@ -81,7 +81,13 @@ class Notifier:
         queues = (self._queue.due("n", shard, now_ms, PER_SHARD) for shard in range(SHARDS))
         due = sorted((row for rows in await all_of(queues) for row in rows), key=lambda row: row.due_ms)
         if due:
-            self._learn(await self._rows.work(due[: self._rows_max]))
+            batch = due[: self._rows_max]
+            metrics.NOTIFIER_IN_PROGRESS.set(len(batch))
+            try:
+                self._learn(await self._rows.work(batch))
+            finally:
+                metrics.NOTIFIER_IN_PROGRESS.set(0)
+            metrics.NOTIFIER_LAST.set_to_current_time()
         return bool(due)
 
     def _learn(self, was_in_time: bool) -> None:

@@ -81,6 +81,7 @@ class Rows:
         """
         self._late = 0
         claimed = await those_of(self._claim(hint) for hint in hints)
+        metrics.NOTIFIER_CLAIMED.inc(len(claimed))
         kept = await self._keep([row for row in claimed if row.arch_sha is None])
         ready = [*kept, *(row for row in claimed if row.arch_sha is not None)]
         now_ms = self._clock_ms()
@@ -118,16 +119,16 @@ class Rows:
             original = await self._rows.original(row) if row.edits else None
             written = await self._archive.keep(row, original)
         except ArchiveUnavailable as error:
-            metrics.EVIDENCE.labels(row.event.entity, "unavailable").inc()
+            metrics.EVIDENCE.labels(self._owners.entity_label(row.event.entity), "unavailable").inc()
             log.warning("archive_unavailable", item=row.item_id, error=str(error))
             await self._leave(row, self._archive_pause_s(row), "archive_unavailable")
             return None
         except (EvidenceDamaged, BodyMissing) as error:
-            metrics.EVIDENCE.labels(row.event.entity, "refused").inc()
+            metrics.EVIDENCE.labels(self._owners.entity_label(row.event.entity), "refused").inc()
             log.error("evidence_refused", item=row.item_id, entity=row.event.entity, error=str(error))
             await self._leave(row, NEEDS_A_PERSON_S, "evidence_refused")
             return None
-        metrics.EVIDENCE.labels(row.event.entity, "written").inc()
+        metrics.EVIDENCE.labels(self._owners.entity_label(row.event.entity), "written").inc()
         return row, written
 
     async def _mark(self, row: Claimed, written: Written) -> Claimed | None:
@@ -150,7 +151,7 @@ class Rows:
 
     async def _mark_told(self, row: Claimed, receipt: Receipt) -> None:
         if await self._did(row, lambda: self._rows.notified(row, receipt, self._limits.grace_s)):
-            metrics.STALE_NOTIFIED.labels(row.event.entity, row.event.reason.value).inc()
+            metrics.STALE_NOTIFIED.labels(self._owners.entity_label(row.event.entity), row.event.reason.value).inc()
 
     async def _join(self, row: Claimed) -> Group | None:
         """The row's group as it stands after the row has come in. ``None``: others change it all the time."""
@@ -191,7 +192,7 @@ class Rows:
                       action="restore the object, or re-drive the event; it is kept until then")  # fmt: skip
             await self._leave(row, NEEDS_A_PERSON_S, "evidence_missing")
         elif await self._did(row, lambda: self._rows.finish(row)):
-            metrics.STALE_DELETED.labels(row.event.entity, row.event.reason.value).inc()
+            metrics.STALE_DELETED.labels(self._owners.entity_label(row.event.entity), row.event.reason.value).inc()
             log.debug("stale_event_left", item=row.item_id, entity=row.event.entity, uri=row.arch_uri)
 
     async def _leave(self, row: Claimed, wait_s: float, why: str) -> None:

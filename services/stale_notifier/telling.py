@@ -187,7 +187,7 @@ class Teller:
         await self._groups.swap(replace(group, posted_ms=now_ms, due_ms=now_ms))
 
     async def _nobody_to_tell(self, group: Group) -> None:
-        metrics.NOTICES.labels(group.owner, "", "no_channel").inc()
+        metrics.NOTICES.labels(self._owners.owner_label(group.owner), "", "no_channel").inc()
         log.error("owner_has_no_channel", owner=group.owner, entity=group.cause.entity, group=group.cause.id,
                   action="give the owner channels, or set default_owner; nothing is deleted until then")  # fmt: skip
         count = await self._counts.count(group.cause)

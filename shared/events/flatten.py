@@ -17,7 +17,7 @@ import msgspec
 from msgspec import Struct
 
 from shared.events.columnar import Columnar, Doubtful
-from shared.events.lineage import ConsumedRecord, Lineage, Origin
+from shared.events.lineage import HEARTBEAT, ConsumedRecord, Lineage, Origin
 from shared.events.rows import BadBody, RowReader
 from shared.events.schema import Leaf, key_leaf, parse
 
@@ -74,6 +74,10 @@ class KeyContract:
             return {name: _typed(leaf, text) for (name, leaf), text in zip(self._fields, texts, strict=True)}
         except (UnicodeDecodeError, msgspec.DecodeError, ValueError):
             raise BadBody("the tombstone's key does not fit the key fields' types") from None
+
+    def nothing(self) -> dict[str, Any]:
+        """The row of a heartbeat."""
+        return {name: None for name, _leaf in self._fields}
 
     def _texts(self, key: bytes) -> list[str]:
         if len(self._fields) == 1:
@@ -183,11 +187,12 @@ def _by_schema(records: Sequence[ConsumedRecord]) -> dict[int | None, list[int]]
 
 
 def _tombstones(keys: Sequence[bytes | None], contract: KeyContract, lineage: Lineage) -> list[bytes | BadBody]:
-    lineage.ops = ["d"] * len(keys)
+    lineage.ops = [op if op == HEARTBEAT and not key else "d" for op, key in zip(lineage.ops, keys, strict=True)]
     lines: list[bytes | BadBody] = []
     for index, key in enumerate(keys):
         try:
-            lines.append(_line(contract.row(key), lineage, index))
+            row = contract.nothing() if lineage.ops[index] == HEARTBEAT else contract.row(key)
+            lines.append(_line(row, lineage, index))
         except BadBody as bad:
             lines.append(bad)
     return lines

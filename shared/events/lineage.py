@@ -8,6 +8,9 @@ from msgspec import Struct
 
 from shared.events.instants import MAX_US, MIN_US, format_iso_us
 
+HEARTBEAT = "h"
+"""The op of a record that is no change: without key and value, sent to see how far it comes."""
+
 _SEQ = re.compile(rb"(-?[0-9]{1,19})\.(-?[0-9]{1,19})")
 _WHOLE = re.compile(rb"-?[0-9]{1,19}")
 _INT64 = 2**63
@@ -27,6 +30,11 @@ class ConsumedRecord(Protocol):
     def value(self) -> bytes | None: ...
     @property
     def headers(self) -> Sequence[tuple[str, bytes | None]]: ...
+
+
+def is_heartbeat(record: ConsumedRecord) -> bool:
+    """No change of the source: its row has its lineage and nothing else, and no table has it."""
+    return record.value is None and not record.key and ("tm-op", HEARTBEAT.encode()) in record.headers
 
 
 class Origin(Struct, frozen=True):

@@ -41,6 +41,13 @@ class GroupCommit(Struct, frozen=True):
     metadata: str
 
 
+class KnownEnd(Struct, frozen=True):
+    """At ``at_s`` (since 1970) a partition's log reached no further than just before ``offset``."""
+
+    offset: int
+    at_s: float
+
+
 class LogBounds(Struct, frozen=True):
     """What Kafka has of a partition: offsets from ``begin`` to just before ``end``."""
 

@@ -34,7 +34,7 @@ from msgspec import Struct
 
 from shared import logs
 from shared.events.lineage import ConsumedRecord
-from shared.kafka.chunks import Chunk, GroupCommit, Partition, Reading
+from shared.kafka.chunks import Chunk, GroupCommit, KnownEnd, Partition, Reading
 from shared.kafka.client_logs import quiet_client_logs
 from shared.kafka.errors import KafkaUnreachable
 from shared.kafka.settings import KafkaSettings
@@ -106,6 +106,7 @@ class GroupConsumer:
         self._assigned: frozenset[Partition] = frozenset()
         self._positions: dict[Partition, int] = {}
         self._held: frozenset[Partition] = frozenset()
+        self._answered_ms: dict[Partition, tuple[int, int]] = {}  # the last two answers that were seen
         self._reading: asyncio.Task[Reading] | None = None
         self._failures_together = 0
         self._apart = False
@@ -184,6 +185,21 @@ class GroupConsumer:
         assert self._consumer is not None
         end: int | None = self._consumer.highwater(TopicPartition(*partition))
         return end
+
+    def known_end(self, partition: Partition) -> KnownEnd | None:
+        """The log's end by the last answer, and when the answer before it had come: it was asked for after that.
+
+        An answer may lie unread for as long as this process is held up; so its own time would say too much.
+        """
+        end = self.log_end(partition)
+        if end is None or self._consumer is None:
+            return None
+        answered_ms: int = self._consumer.last_poll_timestamp(TopicPartition(*partition))
+        last_ms, before_ms = self._answered_ms.get(partition, (0, 0))
+        if answered_ms != last_ms:
+            self._answered_ms[partition] = answered_ms, last_ms
+            before_ms = last_ms
+        return KnownEnd(end, before_ms / 1000) if before_ms else None
 
     async def commit(self, partition: Partition, assignment: int, next_offset: int, metadata: str) -> bool:
         """Leave a hint in the group. False when it could not be left: the partition is gone, or Kafka is down."""

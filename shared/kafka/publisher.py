@@ -225,9 +225,10 @@ class Publisher:
         chosen = partition_of_keys([page.records[index].key for index in indexes], partitions)
         by_partition: dict[int, list[int]] = {}
         for index, partition in zip(indexes, chosen, strict=True):
-            by_partition.setdefault(partition, []).append(index)
+            own = page.records[index].partition
+            by_partition.setdefault(partition if own is None else own % partitions, []).append(index)
         limits = self._limits[page.topic]
-        return [_Lane(incarnation, page, partition, own, limits) for partition, own in by_partition.items()]
+        return [_Lane(incarnation, page, partition, mine, limits) for partition, mine in by_partition.items()]
 
     async def _send(self, incarnation: Incarnation, lanes: "list[_Lane]", until: float) -> list[int]:
         """Send all partitions at once, and at the deadline destroy the producer. Returns what is to be sent again."""

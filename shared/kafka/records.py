@@ -6,6 +6,7 @@ from typing import Literal
 
 from msgspec import Struct
 
+from shared.events.lineage import HEARTBEAT
 from shared.events.model import Event, Reason
 
 EVENT_ID = "tm-event-id"
@@ -28,6 +29,8 @@ class Outgoing(Struct, frozen=True, gc=False):
     value: bytes | None
     headers: tuple[tuple[str, bytes], ...]
     timestamp_ms: int
+    partition: int | None = None
+    """``None``: the key's."""
 
 
 class NotPublished(Struct, frozen=True, gc=False):
@@ -64,6 +67,12 @@ def event_headers(event: Event, op: Op, *, attempt: int = 0, rev: int = 0) -> tu
     if rev:
         headers += ((REV, b"%d" % rev),)
     return headers
+
+
+def heartbeats(partitions: int, at_ms: int) -> list[Outgoing]:
+    """One for each partition, sent now. See ``lineage.is_heartbeat``."""
+    headers = ((OP, HEARTBEAT.encode()),)
+    return [Outgoing(b"", None, headers, at_ms, partition) for partition in range(partitions)]
 
 
 def parse_headers(headers: Iterable[tuple[str, bytes | None]]) -> RecordHeaders:

@@ -27,6 +27,7 @@ from botocore.parsers import ResponseParserError
 from msgspec import Struct
 
 from shared import metrics
+from shared.parked.table import INDEX_NAMES
 from shared.retry import backoff
 
 BACKOFF_BASE_S = 0.05
@@ -227,7 +228,8 @@ class Calls:
         for pause_s in pauses():
             try:
                 async with self._lanes.lane(), asyncio.timeout(self._call_s_max):
-                    answer: dict[str, Any] = await getattr(self._client, operation)(**parameters)
+                    with metrics.DYNAMO_S.time():
+                        answer: dict[str, Any] = await getattr(self._client, operation)(**parameters)
                 self._lanes.went_well()
                 return answer
             except _WORLD as error:
@@ -241,5 +243,6 @@ class Calls:
         """Say which index throttled, send fewer at once, and pause; or give up."""
         if trouble.throttled_at:
             self._lanes.throttled()
-            metrics.DYNAMO_THROTTLES.labels(trouble.throttled_at, "throttled").inc()
+            known = trouble.throttled_at in (*INDEX_NAMES, self._table)
+            metrics.DYNAMO_THROTTLES.labels(trouble.throttled_at if known else "other", "throttled").inc()
         await budget.pause(pause_s, trouble)

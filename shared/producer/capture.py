@@ -106,6 +106,8 @@ class Capture:
         self._shown = ShownClock(grant)
         self._faults = _Faults()
         self._all_recorded = True  # False from the first send of a page to its commit
+        self._requested_us = 0  # of the page in hand
+        self._beat_due_s = float("inf") if entity.heartbeat_s is None else 0.0
 
     async def run(self) -> None:
         """Until ``ended`` is set. Every way out but an unexpected exception returns normally, the lease released."""
@@ -117,12 +119,16 @@ class Capture:
                 tasks.create_task(self._follow_schema(), name=f"schema-{self._entity.name}")
         finally:
             metrics.LEASE_HELD.labels(self._entity.name).set(0)
+            # Another's from now on, or nobody's: what we would go on saying is no longer ours to know.
+            metrics.unset(metrics.FRESH, self._entity.name, "source", "")
+            metrics.unset(metrics.HEARTBEAT, self._entity.name, "kafka", "")
 
     async def _read_pages(self) -> None:
         try:
             reading = await self._load()
             while not self._ended.is_set:
                 await self._read_page(reading)
+                await self._beat_if_due()
         except Fenced as fence:
             metrics.LEASE_LOST.labels(self._entity.name).inc()
             log.warning("lease_lost", entity=self._entity.name, reason=str(fence))
@@ -137,11 +143,17 @@ class Capture:
     async def _read_page(self, reading: Reading) -> None:
         match reading.next_request(time.monotonic()):
             case Wait(until_monotonic_s=until_s):
-                await self._ended.wait(until_s - time.monotonic())
+                await self._ended.wait(min(until_s, self._beat_due_s) - time.monotonic())
             case request:
                 page = await self._ask(reading, request)
                 if page is not None:
                     await self._settle(reading, request, page)
+
+    async def _beat_if_due(self) -> None:
+        """Between two pages, so that it follows all that was read before it."""
+        if self._entity.heartbeat_s is not None and time.monotonic() >= self._beat_due_s and not self._ended.is_set:
+            self._beat_due_s = time.monotonic() + self._entity.heartbeat_s
+            await self._delivery.beat(self._entity.partitions)
 
     async def _ask(self, reading: Reading, request: Request) -> Page | None:
         """One judged answer; ``None`` after a fault, the cursor standing and the wait done."""
@@ -153,6 +165,7 @@ class Capture:
             self._shown.take(start_us, len(sightings))
             seen = Answer(sightings=sightings, server_date_us=answer.server_date_us, requested_us=requested_us)
             page = reading.judge(request, seen, start_us)
+            self._requested_us = requested_us
         except ShownLimitReached:
             await self._renew()
             return None
@@ -188,11 +201,15 @@ class Capture:
     async def _settle(self, reading: Reading, request: Request, page: Page) -> None:
         """Durable first, then the commit, then the next page. Raises ``PauseEntity`` where the page asks for it."""
         self._all_recorded = not page.events
+        in_progress = metrics.POLLER_IN_PROGRESS.labels(self._entity.name)
+        in_progress.set(len(page.events))
         try:
             await self._delivery.deliver(page.events)
         except PauseEntity:  # raised before anything of the page was sent
             self._all_recorded = True
             raise
+        finally:
+            in_progress.set(0)
         if page.commit is not None:
             await self._commit(page.commit)
         reading.apply(page)
@@ -200,13 +217,17 @@ class Capture:
         _count(self._entity.name, request, page, reading)
         if page.pause is not None:
             raise PauseEntity("source_cursor", page.pause)
+        if request.lane == "tail" and page.run_ended:
+            # All that the source had when it was asked is durable: by the time of the question, not of the answer.
+            metrics.FRESH.labels(self._entity.name, "source", "").set(self._requested_us / 1e6)
 
     async def _commit(self, commit: PageCommit) -> None:
         """Until it is known to be committed: an unknown outcome is asked for again, with the same page."""
         waits = backoff(1, 30)
         while True:
             try:
-                committed = await self._checkpoints.commit(self._grant, commit)
+                with metrics.CHECKPOINT_S.time():
+                    committed = await self._checkpoints.commit(self._grant, commit)
                 break
             except CHECKPOINTS_AWAY as error:
                 log.warning("checkpoints_unavailable", entity=self._entity.name, reason=str(error))

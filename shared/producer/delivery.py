@@ -17,7 +17,7 @@ from shared.events.contract import Contract
 from shared.events.identity import Identifier
 from shared.events.model import Event, EventRules, Reason, RejectedEvent, Sighting
 from shared.events.repair import RepairRule, repair
-from shared.kafka.records import NotPublished, Outgoing, event_headers
+from shared.kafka.records import NotPublished, Outgoing, event_headers, heartbeats
 from shared.parked.calls import ParkedUnavailable
 from shared.parked.model import ParkedEvent, parked_from_event
 from shared.producer.brake import Brake
@@ -122,6 +122,17 @@ class Delivery:
                 sendable.append((event, _record(event, verdict, ingest_ms)))  # type: ignore[arg-type]
         await self._park(refused)
         await self._send(sendable)
+
+    async def beat(self, partitions: int) -> None:
+        """Send a heartbeat through each partition, behind all that was delivered. One that Kafka does not take is
+        counted and left: the next one says as much."""
+        at_ms = time.time_ns() // 1_000_000
+        outcomes = await self._publisher.publish(self._to.topic, heartbeats(partitions, at_ms))
+        if any(why is not None for why in outcomes):
+            metrics.HEARTBEATS.labels(self._to.entity, "failed").inc()
+            return
+        metrics.HEARTBEATS.labels(self._to.entity, "sent").inc()
+        metrics.HEARTBEAT.labels(self._to.entity, "kafka", "").set(at_ms / 1000)
 
     def _encoded(self, events: Sequence[Event]) -> list[bytes | RejectedEvent | None]:
         """As ``Contract.encode``. An event that trips our own code spoils itself only, not its entity for ever."""

@@ -92,6 +92,7 @@ class Producer:
         entities = load_entities(settings.entities_dir, settings.namespace, os.environ)
         metrics.expect_entities(entities.entities)
         metrics.expect_topics(entities.topics)
+        metrics.expect_freshness(entities.entities.values())
         budgets = HostBudgets()
         s3 = await aws.open_client("s3", stack)
         space = entities.namespace

@@ -8,7 +8,7 @@ from msgspec import Struct
 from services.s3_sink.lane import Rows, Undecodable
 from services.s3_sink.ports import Learned
 from shared.events.lineage import ConsumedRecord
-from shared.kafka.chunks import Chunk, GroupCommit, LogBounds, Partition, Reading
+from shared.kafka.chunks import Chunk, GroupCommit, KnownEnd, LogBounds, Partition, Reading
 from shared.raw.generation import TopicLife
 from shared.raw.keys import Chain
 
@@ -30,6 +30,8 @@ class MemoryLog:
         self.end: dict[Partition, int] = {}
         self.commits: dict[Partition, GroupCommit] = {}
         self.lives: dict[str, TopicLife] = {}
+        self.now_s = 0.0
+        """When its ends were asked for."""
 
     def append(self, partition: Partition, value: bytes | None = b"", *, skip: int = 0) -> int:
         """One more record, ``skip`` offsets after the last; its offset."""
@@ -116,6 +118,9 @@ class MemorySource:
 
     def log_end(self, partition: Partition) -> int | None:
         return self.log.end[partition]
+
+    def known_end(self, partition: Partition) -> KnownEnd | None:
+        return KnownEnd(self.log.end[partition], self.log.now_s)
 
     async def commit(self, partition: Partition, assignment: int, next_offset: int, metadata: str) -> bool:
         await asyncio.sleep(0)

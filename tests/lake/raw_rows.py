@@ -18,7 +18,7 @@ from shared.raw.objects import KeyPage, ObjectStore, RawObject, SlotTaken, Store
 
 
 class Change(Struct, frozen=True):
-    """One record of the topic. ``fields`` None: a tombstone. ``seq`` None: published without its headers."""
+    """One record of the topic. ``fields`` None: a tombstone. ``seq`` None, ``event_id`` "": without their headers."""
 
     key: str
     fields: dict[str, Any] | None
@@ -28,6 +28,9 @@ class Change(Struct, frozen=True):
     schema_id: int = 1
     rev: int = 0
     attempt: int = 0
+
+
+HEARTBEAT = Change("", None, None, "", op="h")
 
 
 class _Record(Struct, frozen=True):
@@ -99,7 +102,9 @@ class Topic:
 
     def _record(self, offset: int, change: Change) -> _Record:
         value = None if change.fields is None else self._framed(change.schema_id, change.fields)
-        headers = [("tm-event-id", change.event_id.encode()), ("tm-op", change.op.encode())]
+        headers = [("tm-op", change.op.encode())]
+        if change.event_id:
+            headers.append(("tm-event-id", change.event_id.encode()))
         if change.seq is not None:
             headers.append(("tm-seq", b"%d.%d" % change.seq))
         if change.rev:

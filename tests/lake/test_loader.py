@@ -16,8 +16,9 @@ from services.delta_loader.links import ChunkLimits, LedgerBroken
 from services.delta_loader.loader import Span
 from services.delta_loader.tables import RowsMissing, RuleChanged
 from services.delta_loader.transform import TransformRefused
+from shared import metrics
 from shared.lake.positions import Positions
-from tests.lake.raw_rows import Change
+from tests.lake.raw_rows import HEARTBEAT, Change
 from tests.lake.worlds import BROKEN, V2, V3, World, change, gone
 
 
@@ -89,6 +90,31 @@ async def test_rows_without_order_key_or_form_are_kept_aside_once(world: World) 
     assert sorted(row["reason"] for row in aside) == ["corrupt", "no_order"]
     assert {row["reason"]: row["row_text"] for row in aside}["corrupt"] == '{"id": "no number", "_rank": 1}'
     assert positions(world) == {world.topic.chain(): 4}
+
+
+async def test_heartbeats_move_positions_and_are_in_no_table(world: World) -> None:
+    for partition in (0, 1):
+        await world.topic.write([HEARTBEAT], partition)
+    alone = await world.load()
+    await world.topic.write([change(1, 10), HEARTBEAT, change(2, 5), HEARTBEAT])
+    mixed = await world.load()
+    again = await world.load("again", Span(reading={}), history=True)
+
+    assert [(one.rows, one.commits, one.quarantined) for one in (alone, mixed, again)] == [
+        (2, 1, 0),
+        (4, 1, 0),
+        (6, 1, 0),
+    ]
+    assert positions(world) == positions(world, "again") == {world.topic.chain(0): 5, world.topic.chain(1): 1}
+    assert [row["id"] for row in world.rows()] == [row["id"] for row in world.rows("again")] == [1, 2]
+    assert not list(world.root.rglob("*quarantine*"))
+    shown = [
+        metrics.REGISTRY.get_sample_value(
+            "tidemark_heartbeat_timestamp_seconds", {"entity": "accounts", "stage": "lake", "partition": partition}
+        )
+        for partition in ("0", "1")
+    ]
+    assert shown == [1_700_000_000.004, 1_700_000_000.0]
 
 
 async def test_columns_are_added_and_widened_and_a_breaking_change_stops_in_words(world: World) -> None:

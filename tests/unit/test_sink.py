@@ -67,6 +67,7 @@ class World:
             self.settings,
             clock=lambda: self.now_s,
             sleep=self._sleep,
+            entities={A.topic: "accounts", B.topic: "payments"},
         )
         task = asyncio.create_task(self.sink.run(stop))
         try:
