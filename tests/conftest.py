@@ -5,8 +5,12 @@ from collections.abc import Generator, Iterator
 
 import pytest
 
+from deploy.local import engine
 from deploy.local.records import StackTaken
 from deploy.local.stack import Stack, StackFailed
+
+_IN_CI = os.environ.get("CI", "") not in ("", "0", "false")
+_NOT_RUN = pytest.StashKey[str]()
 
 
 @pytest.fixture(scope="session")
@@ -41,13 +45,33 @@ def _own_stack() -> Stack:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """``@pytest.mark.full(why)``: only with the large counts, since another test shows the same at every run."""
-    if os.environ.get("TIDEMARK_TEST_FULL"):
-        return
-    large = [item for item in items if item.get_closest_marker("full")]
-    if large:
-        config.hook.pytest_deselected(items=large)
-        items[:] = [item for item in items if item not in large]
+    """``@pytest.mark.full(why)``: only with the large counts, since another test shows the same at every run.
+    ``@pytest.mark.containers``: only where an engine can be had; a CI machine that can't ever have one says so."""
+    if not os.environ.get("TIDEMARK_TEST_FULL"):
+        _leave_out(config, items, "full")
+    if _IN_CI and (reason := engine.impossible()):
+        if _leave_out(config, items, "containers"):
+            config.stash[_NOT_RUN] = f"containers ({reason})"
+    elif not _IN_CI and (reason := engine.why_not()):
+        for item in items:
+            if item.get_closest_marker("containers"):
+                item.add_marker(pytest.mark.skip(reason=f"containers: {reason}"))
+                config.stash[_NOT_RUN] = f"containers ({reason})"
+
+
+def _leave_out(config: pytest.Config, items: list[pytest.Item], marker: str) -> bool:
+    """Deselect those that carry it; were there any?"""
+    marked = [item for item in items if item.get_closest_marker(marker)]
+    if marked:
+        config.hook.pytest_deselected(items=marked)
+        items[:] = [item for item in items if item not in marked]
+    return bool(marked)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if what := config.stash.get(_NOT_RUN, ""):
+        # deploy/local/checks.py repeats it among its closing lines.
+        terminalreporter.write_line(f"not run here: {what}")
 
 
 @pytest.hookimpl(wrapper=True)
@@ -69,7 +93,7 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None]:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    if os.environ.get("CI", "") in ("", "0", "false"):
+    if not _IN_CI:
         return
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     if reporter and reporter.stats.get("skipped") and session.exitstatus == pytest.ExitCode.OK:

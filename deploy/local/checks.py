@@ -18,13 +18,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from deploy.local import preflight
 from deploy.local.install import Uv, boot_binaries
 from deploy.local.places import CHECKOUT, HERE, cache_home
 
 _STATIC = ("ruff", "format", "imports", "types")
-_SERVER_TESTS = ("tests/contract", "tests/integration", "tests/e2e", "tests/faults", "tests/lake")
+_SERVER_TESTS = ("tests/contract", "tests/integration", "tests/e2e", "tests/faults", "tests/lake", "tests/deploy")
 _EXTRAS_OF_SPARK = frozenset({"delta-loader"})
 """Left out of ``requirements.lock``: half a gigabyte that servers, bench and a demo without Spark don't need."""
+IMAGE_LOCKS = CHECKOUT / "deploy" / "images" / "locks"
 _SUMMARY = re.compile(
     r"^(=+ )?\d+ (passed|failed|skipped|error|deselected|xfailed).* in [\d.]+s.*$|^=* ?no tests ran.*$"
 )
@@ -43,7 +45,7 @@ class Outcome:
 class Step:
     name: str
     run: Callable[[], tuple[bool, str]]
-    """Passed, and pytest's last line if it was pytest."""
+    """Passed, and pytest's last line if it was pytest, with what it couldn't run on this machine."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -52,6 +54,9 @@ def main(arguments: Sequence[str]) -> int:
         return subprocess.call([sys.executable, "-m", "pytest", *arguments], cwd=CHECKOUT)
     if mode == "full":
         os.environ["TIDEMARK_TEST_FULL"] = "1"
+    if mode != "unit" and (lacking := preflight.missing_for_tests()):
+        print("some tests lack their programs:", ", ".join(one.what for one in lacking))
+        print(f"install with (Debian, Ubuntu): {preflight.command(lacking)}", flush=True)
     outcomes = [_timed(step) for step in (_unit_steps() if mode == "unit" else _all_steps())]
     return _conclude(outcomes)
 
@@ -103,7 +108,7 @@ def _pytest(*folders: str) -> tuple[bool, str]:
     exit_code, last_output = _shown(command)
     lines = [re.sub(r"\x1b\[[\d;]*m", "", line) for line in last_output.splitlines()]
     summary = next((line for line in reversed(lines) if _SUMMARY.match(line)), "(pytest gave no summary)")
-    return exit_code == 0, summary
+    return exit_code == 0, "\n".join([summary, *(line for line in lines if line.startswith("not run here: "))])
 
 
 def _shown(command: list[str]) -> tuple[int, str]:
@@ -127,14 +132,26 @@ def _locks_are_in_step() -> tuple[bool, str]:
         _lock_is_in_step(uv, CHECKOUT / "requirements-spark.lock", "pyproject.toml", "--all-extras", "--group", "dev"),
         _lock_is_in_step(uv, HERE / "requirements.lock", "deploy/local/requirements.in"),
         _lock_is_in_step(uv, HERE / "tools.lock", "deploy/local/tools.in"),
+        *_image_locks(uv),
     ]
     return all(results), ""
 
 
+def _image_locks(uv: Uv) -> list[bool]:
+    """One per extra, at the versions that the tests run with, and what else an image is built from."""
+    constrained = ("pyproject.toml", "-c", "requirements-spark.lock")
+    found = [_lock_is_in_step(uv, IMAGE_LOCKS / f"{one}.lock", *constrained, "--extra", one) for one in _extras()]
+    alone = sorted(IMAGE_LOCKS.glob("*.in"))
+    return [*found, *(_lock_is_in_step(uv, one.with_suffix(".lock"), str(one.relative_to(CHECKOUT))) for one in alone)]
+
+
 def _light_extras() -> list[str]:
     """uv takes all extras, or named ones."""
-    extras = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    return [part for extra in extras if extra not in _EXTRAS_OF_SPARK for part in ("--extra", extra)]
+    return [part for extra in _extras() if extra not in _EXTRAS_OF_SPARK for part in ("--extra", extra)]
+
+
+def _extras() -> list[str]:
+    return list(tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
 
 
 def _lock_is_in_step(uv: Uv, lock: Path, *source: str) -> bool:

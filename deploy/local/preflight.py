@@ -6,10 +6,23 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 JAVA_MIN, MAVEN_MIN = (17,), (3, 8)
+SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+"""Where root's programs are, though a user's PATH may leave them out."""
+CONTAINER_PROGRAMS = {
+    "dockerd": "docker.io",
+    "docker": "docker.io",
+    "docker-init": "docker.io",
+    "mmdebstrap": "mmdebstrap",
+    "iptables": "iptables",
+    "unshare": "util-linux",
+    "ip": "iproute2",
+}
+_TEST_PROGRAMS = CONTAINER_PROGRAMS | {"prometheus": "prometheus", "promtool": "prometheus"}
 
 
 @dataclass(frozen=True)
@@ -45,6 +58,17 @@ def missing() -> list[Missing]:
     return lacking
 
 
+def missing_for_tests() -> list[Missing]:
+    """What only the tests of what is deployed need: containers, dashboards, alerts; the demo does without."""
+    packages = packages_without(_TEST_PROGRAMS)
+    return [Missing(f"{package}, for the tests of what is deployed", "none", package) for package in packages]
+
+
+def packages_without(programs: Mapping[str, str]) -> list[str]:
+    """Debian's names of the packages whose programs this machine lacks."""
+    return sorted({package for program, package in programs.items() if not shutil.which(program, path=SYSTEM_PATH)})
+
+
 def tool(name: str) -> str:
     """A program of the JDK: JAVA_HOME's, else the one on PATH."""
     at_home = Path(os.environ.get("JAVA_HOME") or "/nowhere") / "bin" / name
@@ -68,12 +92,15 @@ def _text(version: tuple[int, ...]) -> str:
 def _message(lacking: list[Missing]) -> str:
     width = max(len(one.what) for one in lacking)
     lines = [f"  {one.what:<{width}}  found: {one.found}" for one in lacking]
+    return "\n".join(["Missing on this machine:", *lines, "Install with (Debian, Ubuntu):", f"  {command(lacking)}"])
+
+
+def command(lacking: list[Missing]) -> str:
+    """What installs them, for a person to type."""
     sudo = "" if os.getuid() == 0 else "sudo "
-    packages = " ".join(one.package for one in lacking)
-    command = f"  {sudo}apt-get update && {sudo}apt-get install -y {packages}"
-    return "\n".join(["Missing on this machine:", *lines, "Install with (Debian, Ubuntu):", command])
+    return f"{sudo}apt-get update && {sudo}apt-get install -y {' '.join(one.package for one in lacking)}"
 
 
 if __name__ == "__main__":
     # For .ci/run: what to install, one line.
-    print(*(one.package for one in missing()))
+    print(*(one.package for one in (*missing(), *missing_for_tests())))
