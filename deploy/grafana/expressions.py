@@ -32,7 +32,7 @@ OLDEST_UNTOLD_S = "clamp_min(time() - min(tidemark_oldest_unnotified_timestamp_s
 
 
 def present(by: str, expr: str) -> str:
-    """Sums of ``expr`` by a label, without those that are 0; ``none`` when all are."""
+    """Sums of ``expr`` by a label, without those that are 0; ``none``, always 0, tells that from no data."""
     return f'(sum by ({by}) ({expr}) > 0) or label_replace(0 * sum({expr}), "{by}", "none", "", "")'
 
 

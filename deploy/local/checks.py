@@ -74,11 +74,12 @@ def _unit_steps() -> list[Step]:
 
 def _all_steps() -> list[Step]:
     folders = [folder for folder in _SERVER_TESTS if any((CHECKOUT / folder).rglob("test_*.py"))]
+    judged = ["--dashboards", "require"] if shutil.which("prometheus") else []
     return [
         *_unit_steps(),
         Step("locks", _locks_are_in_step),
         Step("server tests", lambda: _pytest(*folders)),
-        Step("demo", lambda: (_shown([str(HERE / "demo"), "--plain", "--seconds", "30"])[0] == 0, "")),
+        Step("demo", lambda: (_shown([str(HERE / "demo"), "--plain", "--seconds", "30", *judged])[0] == 0, "")),
     ]
 
 

@@ -34,17 +34,12 @@ _LAG = Row(
         ),
         Panel(
             title="Waits",
-            question="Does any partition stand still?",
+            question="Does any partition of the topic stand still?",
             bad="`schema`: its schema id isn't in the registry, or that is down. `stopped`: more than 50 undecodable "
             "records in a row; `tidemark parked list --reason undecodable`.",
             unit="bool",
             kind="states",
-            queries=(
-                Query(
-                    f"max by (topic, partition, why) (tidemark_sink_partition_waits{{{T}}})",
-                    "{{topic}}/{{partition}}: {{why}}",
-                ),
-            ),
+            queries=(Query(f"max by (topic, why) (tidemark_sink_partition_waits{{{T}}})", "{{topic}}: {{why}}"),),
             steps=ANY_IS_BAD,
             names=YES_IS_BAD,
         ),
