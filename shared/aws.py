@@ -1,5 +1,6 @@
 """One aioboto3 session and its clients, opened at start: creating one later would block the event loop on file I/O."""
 
+import os
 from base64 import b64decode
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
@@ -70,7 +71,9 @@ async def open_client(
         retries={"mode": "standard", "total_max_attempts": 3},
         s3={"addressing_style": "path"},
     )
-    client = await stack.enter_async_context(_SESSION.client(service, config=config))
+    # Every other SDK, and Java's in the loader, goes by this name first; botocore knows AWS_DEFAULT_REGION only.
+    region = os.environ.get("AWS_REGION") or None
+    client = await stack.enter_async_context(_SESSION.client(service, region_name=region, config=config))
     # While "100 Continue" is waited for no read timeout runs: a PUT to a silent store would never end.
     client.meta.events.unregister("before-call.s3", add_expect_header)
     return client

@@ -23,7 +23,10 @@ def build_servers(one: Engine, at: Installed, log: Path) -> None:
     ):
         assert build.stdin
         # docker looks at the first 512 bytes for a file's header; PAX would put one of its own there.
-        with suppress(BrokenPipeError), tarfile.open(fileobj=build.stdin, mode="w|", format=tarfile.GNU_FORMAT) as context:
+        with (
+            suppress(BrokenPipeError),
+            tarfile.open(fileobj=build.stdin, mode="w|", format=tarfile.GNU_FORMAT) as context,
+        ):
             for file in sorted(IMAGES.iterdir()):
                 context.add(file, file.name)
             context.add(HERE / "kafka_config" / "log4j2.properties", "log4j2.properties")

@@ -57,3 +57,10 @@ async def test_a_put_whose_body_a_frozen_store_does_not_take_ends_by_the_bound_o
         async with asyncio.timeout(10):
             with pytest.raises(StoreUnavailable, match="TimeoutError"):
                 await store.create("k", bytes(16 * 1024 * 1024), {})
+
+
+async def test_the_region_is_found_under_the_name_that_all_sdks_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AWS_DEFAULT_REGION", raising=False)
+    monkeypatch.setenv("AWS_REGION", "eu-north-1")
+    async with AsyncExitStack() as stack:
+        assert (await open_client("dynamodb", stack)).meta.region_name == "eu-north-1"
