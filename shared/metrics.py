@@ -137,7 +137,7 @@ TASKS.set_function(_tasks)
 THREADS = _gauge(SERVICES, "threads", "Threads of the process, at this moment.")
 THREADS.set_function(threading.active_count)
 
-# Along the pipe: what is in the lake is complete up to the least of these over stages and partitions
+# Along the pipe. Each stage speaks of what it found when it last looked: see the text of deploy/prometheus/METRICS.md
 FRESH = _gauge(
     POLLER + SINK + LOADER,
     "fresh_timestamp_seconds",

@@ -34,8 +34,8 @@ class Topics:
     @asynccontextmanager
     async def refusing(self) -> AsyncIterator[None]:
         """Inside, the broker refuses every record; afterwards it takes them, whatever happened inside."""
-        await self._set_all(REFUSES)
         try:
+            await self._set_all(REFUSES)
             yield
         finally:
             await self._set_all(None)

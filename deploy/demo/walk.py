@@ -394,7 +394,7 @@ def main(typed: Sequence[str], environ: Mapping[str, str]) -> int:
         story.say("", f"look at: {stuck.look_at}")
         return FINDING
     except KeyboardInterrupt:
-        print("interrupted; Kafka takes records", file=sys.stderr)
+        print("interrupted; if Kafka still refuses records, another walk heals it", file=sys.stderr)
         return 130
     except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         print(f"the bank does not answer ({error}); see BANK_DSN", file=sys.stderr)

@@ -55,11 +55,12 @@ class RowReader:
             ("tiebreak", int | None, None),
             ("rev", int | None, None),
             ("op", Any, None),
+            ("schema_id", Any, None),
             *((f"key_{number}", Any, None) for number in range(len(key))),
         ]
         rename = {f"key_{number}": name for number, name in enumerate(key)}
         rename |= {name: f"_kafka_{name}" for name in ("topic", "generation", "partition", "offset")}
-        rename |= {name: f"_{name}" for name in ("event_id", "rank", "tiebreak", "rev", "op")}
+        rename |= {name: f"_{name}" for name in ("event_id", "rank", "tiebreak", "rev", "op", "schema_id")}
         line = msgspec.defstruct("Line", fields, rename=rename)
         self._decode = msgspec.json.Decoder(line).decode
         self._keys = [f"key_{number}" for number in range(len(key))]
@@ -78,7 +79,7 @@ class RowReader:
             found.tiebreak,
             found.rev,
             key,
-            found.op == HEARTBEAT and found.event_id is None,
+            found.op == HEARTBEAT and found.event_id is None and found.schema_id is None,
         )
 
 

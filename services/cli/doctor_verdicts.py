@@ -56,6 +56,9 @@ def judge_topic(topic: str, state: TopicState, wanted: Wanted, bootstrap: str) -
     if "compact" in policy:
         text = f"cleanup.policy is {policy!r}: compaction drops changes"
         found.append(Judgement(text, f"{alter} --add-config cleanup.policy=delete"))
+    if state.settings.get("message.timestamp.before.max.ms") == "0":
+        text = "message.timestamp.before.max.ms is 0: every record is refused (a demo that was killed leaves it so)"
+        found.append(Judgement(text, f"{alter} --delete-config message.timestamp.before.max.ms"))
     found += _judge_replicas(state, alter)
     return [*found, *_judge_retention(state.settings, alter), *_judge_sizes(state.settings, wanted, alter)]
 

@@ -57,8 +57,8 @@ async def _is_whole(edges: Edges, ledger: Ledger, chain: Chain, mark: "Watermark
     found = None
     async for page in edges.reread().records(chain.topic, chain.partition, last.offset, last.offset + 1):
         found = page[0]
-    if found is None:
-        return False
+    if found is None:  # whole, if retention has just taken it
+        return last.offset < (await (await edges.kafka()).watermarks(chain.topic))[chain.partition].begin
     return (found.timestamp, record_digest(found.key, found.value)) == (last.timestamp_ms, last.digest)
 
 

@@ -1,5 +1,6 @@
 """What is shown of each partition, and taken away with it: another member shows it from then on."""
 
+import time
 from collections import deque
 from collections.abc import Mapping
 from typing import Literal
@@ -48,8 +49,9 @@ class Gauges:
         self._counted: set[str] = set()
 
     def opened(self, partition: Partition, last_ms: int) -> None:
-        """Until more is known, the ledger's last record says how far it is: what came later is not yet read."""
-        self._marks.setdefault(partition, Marks(last_ms / 1000))
+        """Until more is known, the ledger's last record says how far it is: what came later is not yet read. Its stamp
+        is its sender's, whose clock may be ahead."""
+        self._marks.setdefault(partition, Marks(min(last_ms / 1000, time.time())))
 
     def offsets(self, partition: Partition, written: int, log_end: int, known: KnownEnd | None) -> None:
         self._shown.add(partition)

@@ -31,6 +31,7 @@ from shared.events.split import MalformedPage, split_page
 from shared.lifecycle import Stop
 from shared.producer.delivery import Delivery, Interrupted, PauseEntity
 from shared.producer.feed import FeedAnswer, SourceAuth, SourceError, SourceMalformed
+from shared.producer.paging import OPEN_ROWS_MAX
 from shared.producer.reading import Answer, Page, Reading, ReadingFault, ReadingLimits, Request, Wait
 from shared.producer.seen import Seen
 from shared.registry.client import RegistryError, RegistryUnavailable
@@ -40,6 +41,8 @@ log = structlog.get_logger(__name__)
 
 SCHEMA_REFRESH_S = 30.0
 LARGE_BODY_BYTES = 1024 * 1024
+BEAT_AGAIN_S = 60.0
+"""After a heartbeat that Kafka did not take."""
 MALFORMED_PAUSE_S = 600.0
 """A source that has sent nothing but malformed pages for this long is paused."""
 SETTLE_S = 5.0
@@ -153,7 +156,9 @@ class Capture:
         """Between two pages, so that it follows all that was read before it."""
         if self._entity.heartbeat_s is not None and time.monotonic() >= self._beat_due_s and not self._ended.is_set:
             self._beat_due_s = time.monotonic() + self._entity.heartbeat_s
-            await self._delivery.beat(self._entity.partitions)
+            if not await self._delivery.beat(self._entity.partitions):
+                # A partition that does not answer takes the producer, which events share, with it: not at every beat.
+                self._beat_due_s = time.monotonic() + max(BEAT_AGAIN_S, self._entity.heartbeat_s)
 
     async def _ask(self, reading: Reading, request: Request) -> Page | None:
         """One judged answer; ``None`` after a fault, the cursor standing and the wait done."""
@@ -217,7 +222,7 @@ class Capture:
         _count(self._entity.name, request, page, reading)
         if page.pause is not None:
             raise PauseEntity("source_cursor", page.pause)
-        if request.lane == "tail" and page.run_ended:
+        if request.lane == "tail" and page.run_ended and page.run.unproved.rows <= OPEN_ROWS_MAX:
             # All that the source had when it was asked is durable: by the time of the question, not of the answer.
             metrics.FRESH.labels(self._entity.name, "source", "").set(self._requested_us / 1e6)
 

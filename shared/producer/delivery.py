@@ -123,16 +123,17 @@ class Delivery:
         await self._park(refused)
         await self._send(sendable)
 
-    async def beat(self, partitions: int) -> None:
+    async def beat(self, partitions: int) -> bool:
         """Send a heartbeat through each partition, behind all that was delivered. One that Kafka does not take is
         counted and left: the next one says as much."""
         at_ms = time.time_ns() // 1_000_000
         outcomes = await self._publisher.publish(self._to.topic, heartbeats(partitions, at_ms))
         if any(why is not None for why in outcomes):
             metrics.HEARTBEATS.labels(self._to.entity, "failed").inc()
-            return
+            return False
         metrics.HEARTBEATS.labels(self._to.entity, "sent").inc()
         metrics.HEARTBEAT.labels(self._to.entity, "kafka", "").set(at_ms / 1000)
+        return True
 
     def _encoded(self, events: Sequence[Event]) -> list[bytes | RejectedEvent | None]:
         """As ``Contract.encode``. An event that trips our own code spoils itself only, not its entity for ever."""

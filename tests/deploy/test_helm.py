@@ -608,6 +608,11 @@ APART: list[tuple[str, dict[str, object], str]] = [
     ("external", {"credentials.kafka.keyKey": ""}, "go together"),
     ("external", {"config.kafka_security": "PLAINTEXT"}, "caKey, certKey and keyKey are not used"),
     ("external", {"keda.enabled": True}, "client certificates is not supported"),
+    (
+        "minimal",
+        {"common.serviceAccount.name": "shared", "common.serviceAccount.create": True},
+        "common.serviceAccount.name would be made once for each component",
+    ),
     ("msk", {"keda.maxReplicas": 13}, "keda.maxReplicas 13 is above keda.partitions 12"),
     ("msk", {"keda.minReplicas": 13}, "keda.minReplicas is above keda.maxReplicas"),
     ("msk", {"s3Sink.enabled": False}, "scales s3Sink, which is not enabled"),

@@ -76,6 +76,15 @@ def test_what_is_wrong_with_a_topic_is_said_with_the_command_that_mends_it(
     assert remedy in found.remedy
 
 
+def test_a_topic_that_refuses_every_record_is_named() -> None:
+    state = with_settings(**{"message.timestamp.before.max.ms": "0"})
+
+    (found,) = judge_topic("cdc.a", state, WANTED, "kafka:9092")
+
+    assert "every record is refused" in found.text
+    assert "--delete-config message.timestamp.before.max.ms" in found.remedy
+
+
 def test_a_limit_below_a_batch_too_is_one_finding_and_a_limit_of_the_log_a_note() -> None:
     (small,) = judge_topic("cdc.a", with_settings(max_message_bytes="1000"), WANTED, "kafka:9092")
     (note,) = judge_topic("cdc.a", with_settings(retention_bytes="1000"), WANTED, "kafka:9092")

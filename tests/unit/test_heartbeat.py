@@ -74,6 +74,13 @@ def test_a_heartbeat_is_a_record_for_each_partition_without_key_and_value() -> N
     assert not is_heartbeat(replace(beat(), headers=(("tm-op", b"d"),)))
 
 
+def test_a_record_with_a_value_is_no_heartbeat_to_the_audit_whatever_it_calls_itself() -> None:
+    line = {"_kafka_topic": "t", "_kafka_generation": 1, "_kafka_partition": 0, "_kafka_offset": 0, "_op": "h"}
+
+    assert RowReader(RULES.key).row(json.dumps(line).encode()).is_heartbeat
+    assert not RowReader(RULES.key).row(json.dumps(line | {"_schema_id": 3}).encode()).is_heartbeat
+
+
 def test_its_raw_row_has_lineage_and_nothing_else() -> None:
     gone = MemoryRecord(1, AT_MS, b'[7,"x"]', None, (("tm-event-id", b"0f" * 16), ("tm-seq", b"1.2"), ("tm-op", b"d")))
     first, second, third = rows_of(beat(0), gone, beat(2))
@@ -121,7 +128,10 @@ async def test_the_poller_beats_behind_its_own_records_and_not_before_they_are_d
     assert seen("kafka") is None, "the lease is gone"
 
 
-async def test_a_heartbeat_that_kafka_does_not_take_is_counted_and_never_parked() -> None:
+async def test_a_heartbeat_that_kafka_does_not_take_is_counted_and_never_parked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("shared.producer.capture.BEAT_AGAIN_S", 0.001)
     world = test_capture.World([])
     entity, test_capture.ENTITY = test_capture.ENTITY, replace(test_capture.ENTITY, heartbeat_s=0.001)
     world.kafka.answers = [UNAVAILABLE] * 2
