@@ -5,7 +5,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Container, Iterable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -189,11 +189,14 @@ class FaultWorld:
     async def read(self, parked: Parked | None = None) -> Found:
         """Everything, or what there is of one round's events. The chain over the evidence is verified with everything.
 
-        Rows are read first: one that is archived and leaves meanwhile is then in two places, and never in none.
+        Rows are read first: one that is archived and leaves meanwhile is then in two places, and never in none. One
+        that is published meanwhile is looked at again: whoever lives and has sent it is about to delete it.
         """
         wanted = self._expected.keys() if parked is None else {event.event_id for event in parked.events}
         rows = [row for row in await self.retrier.rows() if row.event.event_id in wanted]
         records = [_record(record) for record in await self.retrier.records()]
+        published = {record.event_id for record in records} - self.excuses.keys()
+        rows = [row for row in rows if row.event.event_id not in published or await self._stays(row)]
         archived = [one async for one in self._archived(wanted)]
         causes = {one.cause_id for one in archived}
         problems = [] if parked is not None else (await verify(self._bench.archive, _now_ms())).problems
@@ -208,6 +211,17 @@ class FaultWorld:
             chain_problems=[f"{problem.kind} {problem.key}: {problem.text}" for problem in problems],
             excuses=dict(self.excuses),
         )
+
+    async def _stays(self, row: Row) -> bool:
+        """Whether it is there still once nobody holds it."""
+
+        async def is_settled() -> bool:
+            now = await self.retrier.store.transitions.look(row)
+            return now is None or now.lease_token is None
+
+        with suppress(AssertionError):  # held all the time: it stays
+            await until(is_settled, 10)
+        return await self.retrier.store.transitions.look(row) is not None
 
     async def _row(self, row: Row) -> ParkedRow:
         has_body = True
