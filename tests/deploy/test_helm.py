@@ -313,8 +313,9 @@ def test_only_what_is_needed_is_let_through(answers: dict[str, Answer]) -> None:
 
     policy = found["demo-tidemark"]
     assert [[port["port"] for port in rule["ports"]] for rule in policy["ingress"]] == [[8080]]
-    names, servers, own = ([port["port"] for port in rule["ports"]] for rule in policy["egress"])
-    assert (names, servers, own) == ([53, 53], [443, 9093, 6432, 8443], [9000])
+    names, servers, agent, own = ([port["port"] for port in rule["ports"]] for rule in policy["egress"])
+    assert (names, servers, agent, own) == ([53, 53], [443, 9093, 6432, 8443], [80], [9000])
+    assert policy["egress"][2]["to"] == [{"ipBlock": {"cidr": "169.254.170.23/32"}}], "EKS Pod Identity's agent"
     assert set(found) == {"demo-tidemark", "demo-tidemark-bootstrap", "demo-tidemark-spark"}
 
 
@@ -400,6 +401,7 @@ ELSEWHERE = {
     "s3Sink.replicas": "default",
     "pollerProducer.replicas": "default",
     "common.image": "default",
+    "common.serviceAccount.name": "made elsewhere",
     "bootstrap.config": "default",
     "dynamoRetrier.config": "default",
     "staleNotifier.config": "default",
@@ -527,6 +529,16 @@ def test_what_another_scenario_shows_is_rendered(
 
     assert not other.error
     assert digest(other) != digest(answers[scenario])
+
+
+def test_an_account_that_is_made_elsewhere_is_every_component_s() -> None:
+    account = {"create": False, "name": "made-elsewhere", "annotations": {}}
+
+    (answer,) = render([{"values": laid_over(values_of("default"), ("common", "serviceAccount"), account)}])
+
+    assert not answer.error
+    pods = [one["spec"]["template"]["spec"] for one in answer.documents if one["kind"] == "Deployment"]
+    assert {pod["serviceAccountName"] for pod in pods} == {"made-elsewhere"}
 
 
 def test_a_value_that_nothing_uses_would_be_found(tmp_path: Path) -> None:
