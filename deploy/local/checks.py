@@ -22,7 +22,6 @@ from deploy.local import preflight
 from deploy.local.install import Uv, boot_binaries
 from deploy.local.places import CHECKOUT, HERE, cache_home
 
-_STATIC = ("ruff", "format", "imports", "types")
 _SERVER_TESTS = ("tests/contract", "tests/integration", "tests/e2e", "tests/faults", "tests/lake", "tests/deploy")
 _EXTRAS_OF_SPARK = frozenset({"delta-loader"})
 """Left out of ``requirements.lock``: half a gigabyte that servers, bench and a demo without Spark don't need."""

@@ -11,7 +11,7 @@ from typing import Final, Literal
 
 from msgspec import Struct, to_builtins
 
-from services.cli.buckets import Buckets
+from services.cli.buckets import PROBE, Buckets
 from services.cli.edges import Edges, meaning
 from services.cli.outcome import DOWN, FINDING, OK, Outcome, aligned, moment
 from shared.entities import Entity
@@ -203,7 +203,7 @@ async def _written_once(edges: Edges, bucket: str, plan: bool) -> tuple[Verdict,
         return "would create", ""
     if plan:
         return await _kept(buckets, bucket, "ok")
-    if not await buckets.refuses_second_put(bucket, edges.namespace.prefix("")):
+    if not await buckets.refuses_second_put(bucket, edges.namespace.prefix("") + PROBE):
         return (
             "refused",
             "the store overwrites in spite of If-None-Match: it can't hold a ledger or a Delta log; use another store",

@@ -65,13 +65,13 @@ class Buckets:
         rules = answer.get("Rules", [])
         return [rule.get("ID", "?") for rule in rules if "Expiration" in rule and rule.get("Status") == "Enabled"]
 
-    async def refuses_second_put(self, bucket: str, root: str) -> bool:
+    async def refuses_second_put(self, bucket: str, key: str) -> bool:
         """Whether a key that exists can't be created again: the one property that the ledger stands on (412)."""
         store = self.store(bucket)
         for _attempt in range(2):
             try:
                 async with asyncio.timeout(PUT_S_MAX):
-                    await store.create(root + PROBE, b"Only one of two conditional PUTs may succeed.\n", {})
+                    await store.create(key, b"Only one of two conditional PUTs may succeed.\n", {})
             except SlotTaken:
                 return True
             except TimeoutError:

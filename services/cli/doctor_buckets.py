@@ -8,13 +8,12 @@ from msgspec import Struct
 from services.cli.doctor_findings import Report
 from services.cli.doctor_verdicts import date_ahead_s, judge_clock
 from services.cli.edges import Edges
-from shared.raw.objects import SlotTaken, StoreUnavailable
+from shared.raw.objects import StoreUnavailable
 
 if TYPE_CHECKING:
     from services.cli.buckets import Buckets
 
 PROBE = "probes/doctor"
-BODY = b"Written by `tidemark doctor`, which removes it.\n"
 
 
 class Role(Struct, frozen=True):
@@ -65,7 +64,7 @@ async def _may(buckets: "Buckets", bucket: str, key: str, role: Role, report: Re
     store, thing = buckets.store(bucket), f"{role.name} {bucket}"
     allow = f"allow s3:%s on arn:aws:s3:::{bucket} (SECURITY.md lists each service's rights)"
     try:
-        honours = await _refuses_second(buckets, bucket, key)
+        honours = await buckets.refuses_second_put(bucket, key)
     except StoreUnavailable as error:
         if not _is_denied(error):
             raise
@@ -90,16 +89,6 @@ async def _may(buckets: "Buckets", bucket: str, key: str, role: Role, report: Re
             report.note(thing, f"nothing can be deleted, so the probe {key} stays; no service deletes here")
         return False
     return True
-
-
-async def _refuses_second(buckets: "Buckets", bucket: str, key: str) -> bool:
-    store = buckets.store(bucket)
-    for _attempt in range(2):
-        try:
-            await store.create(key, BODY, {})
-        except SlotTaken:
-            return True
-    return False
 
 
 async def _keeps(buckets: "Buckets", bucket: str, thing: str, report: Report) -> None:

@@ -205,8 +205,8 @@ def test_the_probe_leaves_one_object_however_often_it_runs(place: Place, stack: 
             await buckets.create(place.raw_bucket)
             assert await buckets.exists(place.raw_bucket)
             assert not await buckets.exists(f"{place.raw_bucket}-none")
-            assert await buckets.refuses_second_put(place.raw_bucket, "")
-            assert await buckets.refuses_second_put(place.raw_bucket, "")
+            assert await buckets.refuses_second_put(place.raw_bucket, PROBE)
+            assert await buckets.refuses_second_put(place.raw_bucket, PROBE)
             listed = await client.list_objects_v2(Bucket=place.raw_bucket)
             return [item["Key"] for item in listed["Contents"]]
 
@@ -218,7 +218,7 @@ def test_a_store_that_never_answers_a_put_ends_the_wait(place: Place, monkeypatc
 
     async def probe() -> None:
         async with AsyncExitStack() as resources:
-            await Buckets(await open_client("s3", resources)).refuses_second_put("any-bucket", "")
+            await Buckets(await open_client("s3", resources)).refuses_second_put("any-bucket", PROBE)
 
     with socket.create_server(("127.0.0.1", 0)) as silent:  # connects, and is never accepted
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{silent.getsockname()[1]}")
