@@ -1,7 +1,8 @@
 """Reads Delta tables without Spark, for audits and traces: one version, its positions, its rows in bounded batches.
 
-By ``deltalake``'s QueryBuilder, the one of its readers that copes with deletion vectors and column mapping. All calls
-block: use a thread. Never writes (a second writer's log store is not ours).
+By ``deltalake``'s QueryBuilder, the one of its readers that copes with deletion vectors and column mapping; tables
+with widened columns, which it refuses, by ``widened``. All calls block: use a thread. Never writes (a second writer's
+log store is not ours).
 """
 
 import re
@@ -12,13 +13,17 @@ import msgspec
 from deltalake import DeltaTable, QueryBuilder
 from deltalake._internal import DeltaFileSystemHandler  # the table's own store: there is no public way to one file
 from deltalake.exceptions import DeltaError, TableNotFoundError
+from deltalake.schema import Field
+from polars.exceptions import PolarsError
 
+from shared.lake import widened
 from shared.lake.layout import commit_file, for_s3_clients, on_s3
 from shared.lake.positions import Commit, Positions, commit_of, positions_at
 
 HEAD_BYTES = 64 * 1024
 """Of a commit's file: its note stands in the first action, as a rule."""
 TEXT_CHARS_MAX = 500
+WIDENED = {"typeWidening", "typeWidening-preview"}
 _DECORATION = re.compile(r"\x1b\[[0-9;]*m|↳")
 _PASSED_ON = (
     "AWS_ACCESS_KEY_ID",
@@ -95,6 +100,9 @@ class LakeTable:
 
     def rows(self, columns: Sequence[str], where: str = "") -> Iterator[list[tuple[Any, ...]]]:
         """The named columns of all rows, some thousand at a time; ``where``: SQL over columns in double quotes."""
+        if WIDENED & set(self._table.protocol().reader_features or ()):
+            yield from self._widened_rows(columns, where)
+            return
         names = ", ".join(quoted(name) for name in columns)
         sql = f"SELECT {names} FROM source{f' WHERE {where}' if where else ''}"  # noqa: S608  # names of our own
         batches = QueryBuilder().register("source", self._table).execute(sql)
@@ -107,6 +115,16 @@ class LakeTable:
                 return
             cells = [batch.column(number).to_pylist() for number in range(len(columns))]
             yield list(zip(*cells, strict=True))
+
+    def _widened_rows(self, columns: Sequence[str], where: str) -> Iterator[list[tuple[Any, ...]]]:
+        root, options = for_s3_clients(self.uri), storage_options(self.uri, self._environ)
+        if self._table.metadata().partition_columns:
+            raise LakeUnavailable(f"{self.uri}: widened and partitioned, which no table of ours is; it can't be read")
+        known = [_column(field) for field in self._table.schema().fields]
+        try:
+            yield from widened.rows(root, self._files, options, self.version, known, columns, where)
+        except (widened.UnknownToReader, PolarsError, DeltaError, OSError, ValueError, msgspec.MsgspecError) as error:
+            raise _unavailable(self.uri, error) from error
 
     def _info(self, version: int) -> dict[str, Any] | None:
         """The ``commitInfo`` of a version: from its file, since deltalake's ``history`` counts from the log's newest
@@ -128,6 +146,11 @@ class LakeTable:
         except (DeltaError, OSError, msgspec.MsgspecError) as error:
             raise _unavailable(self.uri, error) from error
         return {} if found is None else found
+
+
+def _column(field: Field) -> widened.Column:
+    stored = field.metadata.get("delta.columnMapping.physicalName", field.name)
+    return widened.Column(field.name, str(stored), getattr(field.type, "type", str(field.type)))
 
 
 class _Action(msgspec.Struct):
