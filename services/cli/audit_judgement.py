@@ -182,10 +182,11 @@ async def _judge_table(round_: Round, work: Work, found: Evidence) -> None:
     if quarantine is not None:
         set_aside = await asyncio.to_thread(audit_lake.read_quarantined, quarantine, work.chains)
     raw, rows = work.law.raw_states, work.law.table_states
+    purged = audit_lake.purged_from(work.law.rules, work.table.purged_before_us)
     found.states = States()
     for first in range(0, PARTS, PARTS_AT_ONCE):
-        parts = range(first, first + PARTS_AT_ONCE)
-        await asyncio.to_thread(audit_states.compare_parts, found.states, raw, rows, work.chains, set_aside, parts)
+        judged = (raw, rows, work.chains, set_aside, range(first, first + PARTS_AT_ONCE), purged)
+        await asyncio.to_thread(audit_states.compare_parts, found.states, *judged)
     found.not_quarantined = [place for place in _merged_misfits(work) if place not in set_aside]
     found.tally.counts.quarantined = len(set_aside)
     await _name_keys(round_, work, found, found.states)
@@ -273,5 +274,9 @@ def _notes(work: Work, found: Evidence) -> Iterable[str]:
         yield f"{counts.expired} events may have lain in raw objects that are expired: not judged"
     if counts.unprovable:
         yield f"{counts.unprovable} rows of the table can't be proved: their raw rows are expired or unreadable"
+    if found.states is not None and found.states.purged:
+        yield f"{found.states.purged:,} deleted keys are purged from the table"
+    if found.states is not None and work.taker is not None and work.taker.misfits_more:
+        yield f"{work.taker.misfits_more:,} more raw rows that can't be merged were not looked up in quarantine"
     if work.aside.places_more:
         yield f"{work.aside.places_more} undecodable records were not held against their offsets"

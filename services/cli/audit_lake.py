@@ -7,9 +7,10 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 from services.cli.audit_raw import key_text
-from services.cli.audit_records import PLACES_MAX, REV_MAX, ChainOf, Law
+from services.cli.audit_records import PLACES_MAX, REV_MAX, ChainOf, Law, State, stamp_of
 from services.cli.audit_spill import packed_id
 from services.cli.audit_states import UNKNOWN_CHAIN
+from shared.events.model import EventRules
 from shared.raw.keys import Chain
 
 if TYPE_CHECKING:
@@ -57,8 +58,13 @@ def _take_rows(law: Law, rows: Sequence[tuple[Any, ...]], numbers: Mapping[Chain
         number = numbers.get(Chain(topic or "", generation or 0, partition or 0), UNKNOWN_CHAIN)
         own_rev = min(rev or 0, REV_MAX)
         own_id = packed_id(event_id or "")
-        packed.append(pack(key_digest(row[:keys]), rank or 0, tiebreak or 0, own_rev, own_id, number, offset or 0))
+        packed.append(pack(key_digest(row[:keys]), rank or 0, tiebreak or 0, own_rev, own_id, number, offset or 0, 0))
     law.table_states.add(packed)
+
+
+def purged_from(rules: EventRules, before_us: int) -> Callable[[State], bool]:
+    """By a key's last change: is its row one that was removed on request?"""
+    return lambda due: bool(due.is_delete) and stamp_of(rules, due.rank, due.tiebreak) < before_us
 
 
 def read_quarantined(table: "LakeTable", chains: Sequence[ChainOf]) -> set[tuple[int, int]]:

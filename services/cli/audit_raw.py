@@ -39,6 +39,7 @@ class Row(Struct, frozen=True):
     rev: int | None
     key: str | None  # as text; ``None``: the row has no readable key
     is_heartbeat: bool = False
+    is_delete: bool = False
 
 
 class RowReader:
@@ -80,6 +81,7 @@ class RowReader:
             found.rev,
             key,
             found.op == HEARTBEAT and found.event_id is None and found.schema_id is None,
+            found.op == "d",
         )
 
 
@@ -270,7 +272,8 @@ class Taker:
                 packed.append(pack(id_, (key_hash or NO_KEY)[:8], rank, tiebreak, number, row.offset, own))
                 if has_seq and row.rev is not None and key_hash is not None and not flags:
                     rev = min(row.rev, REV_MAX)
-                    states.append(pack_state(key_hash, rank, tiebreak, rev, id_, number, row.offset))
+                    place = (number, row.offset)
+                    states.append(pack_state(key_hash, rank, tiebreak, rev, id_, *place, row.is_delete))
             if not flags and (row.event_id is None or not has_seq or row.rev is None or key_hash is None):
                 self._misfit(number, row.offset)
         self._law.raw.add(packed)

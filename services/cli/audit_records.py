@@ -13,7 +13,7 @@ SEEN_LAYOUT = "<16s8sqqIB"
 RAW_LAYOUT = "<16s8sqqHqB"
 PARKED_LAYOUT = "<16s8sqqqB"
 ARCHIVED_LAYOUT = "<16sQ"
-STATE_LAYOUT = "<16sqqq16sHq"
+STATE_LAYOUT = "<16sqqq16sHqB"
 
 HAS_SEQ = 1
 KAFKA_ALONE = 2
@@ -81,6 +81,7 @@ class State(NamedTuple):
     id: bytes
     chain: int
     offset: int
+    is_delete: int  # 0 of a row of the table, which is not asked
 
     @property
     def order(self) -> tuple[int, int, int, bytes]:

@@ -68,6 +68,8 @@ def problem_of(page: SeenPage) -> str | None:
     """What shows that a page of Postgres is not as it was committed."""
     if len(page.entries) % ENTRY.size:
         return f"its length ({len(page.entries)} bytes) is no multiple of an entry's"
+    if not page.entries:
+        return "it has no entries"
     times = [entry[3] for entry in _unpacked(page.entries)]
     if (min(times), max(times)) != (page.min_us, page.max_us):
         return "its entries are not dated as the row says (min_us, max_us)"

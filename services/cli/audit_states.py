@@ -6,7 +6,7 @@ that is gone or damaged, proves itself by nothing: it is counted, and not found 
 """
 
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from msgspec import Struct, field
@@ -36,6 +36,7 @@ class States(Struct):
     stale_count: int = 0
     lacking: list[State] = field(default_factory=list)
     lacking_count: int = 0
+    purged: int = 0
     foreign: list[State] = field(default_factory=list)
     foreign_count: int = 0
     twice: list[State] = field(default_factory=list)
@@ -63,11 +64,18 @@ class _Ground(NamedTuple):
 
 
 def compare(
-    raw: Spill, table: Spill, chains: Sequence[ChainOf], quarantined: frozenset[tuple[int, int]] | set[tuple[int, int]]
+    raw: Spill,
+    table: Spill,
+    chains: Sequence[ChainOf],
+    quarantined: frozenset[tuple[int, int]] | set[tuple[int, int]],
+    purged: Callable[[State], bool] = lambda _due: False,
 ) -> States:
-    """``raw``: every raw row with a key and an order. ``quarantined``: places of rows that were set aside, unmerged."""
+    """``raw``: every raw row with a key and an order. ``quarantined``: places of rows that were set aside, unmerged.
+
+    ``purged``: was the row of a key whose last change this is removed on request?
+    """
     found = States()
-    compare_parts(found, raw, table, chains, quarantined, range(PARTS))
+    compare_parts(found, raw, table, chains, quarantined, range(PARTS), purged)
     return found
 
 
@@ -78,6 +86,7 @@ def compare_parts(
     chains: Sequence[ChainOf],
     quarantined: frozenset[tuple[int, int]] | set[tuple[int, int]],
     parts: Iterable[int],
+    purged: Callable[[State], bool],
 ) -> None:
     """Some of the parts."""
     grounds = [
@@ -90,6 +99,7 @@ def compare_parts(
             [State(*fields) for fields in table.part(number)],
             grounds,
             quarantined,
+            purged,
         )
 
 
@@ -99,6 +109,7 @@ def _compare(
     table: Iterable[State],
     grounds: Sequence[_Ground],
     quarantined: frozenset[tuple[int, int]] | set[tuple[int, int]],
+    purged: Callable[[State], bool],
 ) -> None:
     places: dict[tuple[int, int], State] = {}
     due: dict[bytes, State] = {}
@@ -117,6 +128,9 @@ def _compare(
         _judge(found, row, places.get((row.chain, row.offset)), due.get(row.key), grounds)
     found.keys += len(due.keys() | held.keys())
     for key in due.keys() - held.keys():
+        if purged(due[key]):
+            found.purged += 1
+            continue
         found.lacking_count += 1
         _keep(found.lacking, due[key])
 

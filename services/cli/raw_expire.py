@@ -11,6 +11,9 @@ from services.cli.outcome import FINDING, OK, Outcome, aligned, moment
 from services.cli.parked_progress import Progress
 from services.cli.parked_selection import known
 from services.cli.who import operator
+from shared.entities import Entity
+from shared.lake.layout import HISTORY
+from shared.lake.positions import Positions
 from shared.raw.expiry import Expiry, expire, plan
 from shared.raw.generation import FIRST, newest_claim
 from shared.raw.keys import Chain, Keys
@@ -18,15 +21,16 @@ from shared.raw.ledger import Ledger
 
 
 async def run(edges: Edges, arguments: Namespace) -> Outcome:
-    """Exit code 1 when something old had to stay that the table has not passed."""
+    """Exit code 1 when something old had to stay that the entity's tables have not passed."""
     (name,) = known(edges, [arguments.entity])
     store, keys = await edges.raw_store(), Keys(edges.namespace.prefix(""))
     ledger = Ledger(store, keys)
-    topic = edges.entities.entities[name].topic
+    entity = edges.entities.entities[name]
+    topic = entity.topic
     claim = await newest_claim(store, keys, topic)
     generations = range(FIRST, (FIRST - 1 if claim is None else claim.generation) + 1)
     chains = [chain for number in generations for chain in await ledger.partitions(topic, number)]
-    loaded = None if arguments.unloaded else await _loaded(edges, name)
+    loaded = None if arguments.unloaded else await _loaded(edges, entity)
     plans = [
         await plan(ledger, store, chain, arguments.before // 1000, None if loaded is None else loaded.get(chain, 0))
         for chain in chains
@@ -39,10 +43,25 @@ async def run(edges: Edges, arguments: Namespace) -> Outcome:
     return _outcome(plans, arguments)
 
 
-async def _loaded(edges: Edges, entity: str) -> dict[Chain, int]:
-    """The table's positions; none without a table: then nothing may leave."""
-    table = await asyncio.to_thread(edges.lake_table, edges.lake.table(entity))
-    return {} if table is None else await asyncio.to_thread(table.positions)
+async def _loaded(edges: Edges, entity: Entity) -> dict[Chain, int]:
+    """What all of the entity's tables have passed; none without a table: then nothing may leave.
+
+    A full refresh reads every raw object once more: until it is put in the table's place, it counts like a table.
+    """
+    table, built = edges.lake.table(entity.name), edges.lake.refresh(entity.name)
+    endings = ("", HISTORY) if entity.delta.history else ("",)
+    tables = [await _positions(edges, f"{table}{ending}") for ending in endings]
+    building = [await _positions(edges, f"{built}{ending}") for ending in endings]
+    if any(one is not None for one in building):
+        tables += building
+    known = [one or {} for one in tables]
+    return {chain: min(one.get(chain, 0) for one in known) for chain in known[0]}
+
+
+async def _positions(edges: Edges, uri: str) -> Positions | None:
+    """``None``: there is no table."""
+    table = await asyncio.to_thread(edges.lake_table, uri)
+    return None if table is None else await asyncio.to_thread(table.positions)
 
 
 def _outcome(plans: list[Expiry], arguments: Namespace) -> Outcome:
@@ -64,8 +83,9 @@ def _outcome(plans: list[Expiry], arguments: Namespace) -> Outcome:
     held_back = any("table has not passed" in one.stays for one in plans)
     if held_back:
         lines.append(
-            "objects that the table does not hold stay: load them (python -m services.delta_loader batch "
-            f"{arguments.entity}), or give them up with --unloaded"
+            "objects that the table, its history or a full refresh under way does not hold stay: load them (python -m "
+            f"services.delta_loader batch {arguments.entity}; --full-refresh ends a refresh), or give them up with "
+            "--unloaded"
         )
     before = datetime.fromtimestamp(arguments.before / 1_000_000, UTC).isoformat()
     document = {

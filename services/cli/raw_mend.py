@@ -3,6 +3,9 @@
 What Kafka still has is read again and written as the object that is missing: the same rows, under a conditional PUT as
 ever. What Kafka no longer has becomes a gap marker, only where ``--lost`` says so: then the audit names the events that
 went with it, and the command that publishes them again. Typed twice, or beside another, it adopts what is there.
+
+Kafka can only have what is of the topic's newest generation, and of the very life that this was claimed for: the
+offsets of a topic that was made anew are other records.
 """
 
 from argparse import Namespace
@@ -20,7 +23,7 @@ from services.cli.who import operator
 from shared.entities import Entity
 from shared.events.flatten import Flattener, KeyContract, Origin, flatten_batch, schema_ids
 from shared.events.lineage import ConsumedRecord
-from shared.raw.generation import newest_claim
+from shared.raw.generation import FIRST, Claim, TopicLife, newest_claim
 from shared.raw.keys import Chain, Keys
 from shared.raw.ledger import Ledger
 from shared.raw.objects import LastRecord, RawObject, record_digest
@@ -33,7 +36,7 @@ class Hole(Struct, frozen=True):
     start: int
     end: int
     before: RawObject | None  # the object in front of it
-    kept: bool  # Kafka has all of it still
+    newest: Claim  # of its topic
 
 
 class Mended(Struct, frozen=True):
@@ -52,7 +55,7 @@ async def run(edges: Edges, arguments: Namespace) -> Outcome:
     entity = edges.entities.entities[name]
     ledger = Ledger(await edges.raw_store(), Keys(edges.namespace.prefix("")))
     holes = await _holes(edges, ledger, entity)
-    found = [await _mend(edges, ledger, entity, hole, arguments) for hole in holes]
+    found = [one for hole in holes for one in await _mend(edges, ledger, entity, hole, arguments)]
     rows = [[one.chain, f"{one.start} to {one.end}", one.fate, f"{one.rows:,} rows", one.why] for one in found]
     lines = aligned(rows, ("CHAIN", "OFFSETS", "FATE", "ROWS", "")) or [f"{name}: no chain has a hole"]
     done = all(one.fate in ("mended", "marked as lost") for one in found)
@@ -65,41 +68,72 @@ async def _holes(edges: Edges, ledger: Ledger, entity: Entity) -> list[Hole]:
     claim = await newest_claim(await edges.raw_store(), ledger.keys, entity.topic)
     if claim is None:
         return []
-    marks = await (await edges.kafka()).watermarks(entity.topic)
+    generations = range(FIRST, claim.generation + 1)
     holes = []
-    for chain in await ledger.partitions(entity.topic, claim.generation):
+    for chain in [one for number in generations for one in await ledger.partitions(entity.topic, number)]:
         report = await ledger.verify(chain)
         due, before = report.floor, None
         for link in report.objects:
             if link.start > due:
-                begin = marks[chain.partition].begin if chain.partition in marks else link.start
-                holes.append(Hole(chain, due, link.start - 1, before, begin <= due))
+                holes.append(Hole(chain, due, link.start - 1, before, claim))
             due, before = max(due, link.next_start), link
     return holes
 
 
-async def _mend(edges: Edges, ledger: Ledger, entity: Entity, hole: Hole, arguments: Namespace) -> Mended:
+async def _mend(edges: Edges, ledger: Ledger, entity: Entity, hole: Hole, arguments: Namespace) -> list[Mended]:
     place = (str(hole.chain), hole.start, hole.end)
-    if not hole.kept:
+    if gone := await _gone(edges, hole, hole.start, hole.end):
         if not arguments.lost:
-            return Mended(*place, "Kafka no longer has it", why="restore the object, or give it up with --lost")
+            return [_left(hole, hole.start, gone)]
         if arguments.dry_run:
-            return Mended(*place, "would mark")
+            return [Mended(*place, "would mark", why=gone)]
         last = None if hole.before is None else hole.before.last
         await ledger.write_gap(hole.chain, hole.start, hole.end, "retention", last, operator())
-        return Mended(*place, "marked as lost", objects=1)
+        return [Mended(*place, "marked as lost", objects=1, why=gone)]
     if arguments.dry_run:
-        return Mended(*place, "would mend")
+        return [Mended(*place, "would mend")]
     flatteners = _Flatteners(edges, entity)
     objects = rows = 0
     async for link, body, undecodable in _objects(edges, hole, flatteners):
         for offset in undecodable:
             if not await (await edges.parked()).show(f"{hole.chain}/{offset}"):
                 why = f"the record at {offset} fails under its schema, and is not parked"
-                return Mended(*place, "not all decodable", objects, rows, why)
+                return [Mended(*place, "not all decodable", objects, rows, why)]
+        # Asked anew after the records were read: retention, or a new topic of this name, may have overtaken them, and
+        # the object would say that there were none.
+        if gone := await _gone(edges, hole, link.start, link.end):
+            done = [Mended(str(hole.chain), hole.start, link.start - 1, "mended", objects, rows)] if objects else []
+            return [*done, _left(hole, link.start, gone)]
         standing = await ledger.write(link, body)
         objects, rows = objects + 1, rows + standing.count
-    return Mended(*place, "mended", objects, rows)
+    return [Mended(*place, "mended", objects, rows)]
+
+
+async def _gone(edges: Edges, hole: Hole, start: int, end: int) -> str:
+    """Why Kafka does not have all of the hole from ``start`` to ``end``; ``""``: it has."""
+    newest, topic = hole.newest, hole.chain.topic
+    if hole.chain.generation != newest.generation:
+        return f"the topic is in generation {newest.generation} by now"
+    kafka = await edges.kafka()
+    mark = (await kafka.watermarks(topic)).get(hole.chain.partition)
+    if newest.life.known:  # asked after the watermarks: so they are this life's too
+        identity = await kafka.identity(topic)
+        life = TopicLife(identity.cluster_id, identity.topic_id)
+        if life != newest.life:
+            return (
+                f"generation {newest.generation} belongs to topic id {newest.topic_id} in cluster {newest.cluster_id}, "
+                f"but Kafka now has {life.topic_id} in {life.cluster_id}"
+            )
+    if mark is None:
+        return "Kafka has no such partition"
+    if mark.begin > start:
+        return f"Kafka's log begins at {mark.begin}"
+    return f"Kafka's log ends at {mark.end}" if mark.end <= end else ""
+
+
+def _left(hole: Hole, start: int, gone: str) -> Mended:
+    why = f"{gone}: restore the object, or give it up with --lost"
+    return Mended(str(hole.chain), start, hole.end, "Kafka no longer has it", why=why)
 
 
 class _Flatteners:

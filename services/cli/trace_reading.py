@@ -270,12 +270,12 @@ async def in_archive(
 
 
 def chains_of(chains: Sequence[Chain], newest: int, partitions: int | None, key: str | None) -> list[Chain]:
-    """Those that may hold the key: its partition of the newest generation, and all of older ones, which may have had
-    another number of partitions."""
+    """Those that may hold the key: its partitions of the newest generation, by each number of them that the topic may
+    have had before some were added; and all of older generations, which may have had more."""
     if key is None or not partitions:
         return list(chains)
-    (own,) = partition_of_keys([key.encode()], partitions)
-    return [chain for chain in chains if chain.generation < newest or chain.partition == own]
+    own = {partition_of_keys([key.encode()], count)[0] for count in range(1, partitions + 1)}
+    return [chain for chain in chains if chain.generation < newest or chain.partition in own]
 
 
 def parked_key(counted: Sequence[Counted]) -> str | None:

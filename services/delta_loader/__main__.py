@@ -15,7 +15,7 @@ from pyspark.sql import SparkSession
 from services.delta_loader import batch, care, maintain, merge, refresh
 from services.delta_loader.batch import Job, Report
 from services.delta_loader.config import LoaderConfig
-from services.delta_loader.links import ChunkLimits, Links, S3RawBucket
+from services.delta_loader.links import ChunkLimits, LedgerBroken, Links, S3RawBucket
 from services.delta_loader.loader import Loaded, Loader, SparkThread
 from services.delta_loader.schemas import Schemas
 from services.delta_loader.session import open_session, spark_conf
@@ -54,6 +54,7 @@ def target(entity: Entity, lake: Lake, catalog: str = "", *, aside: bool = False
         transform=entity.delta.transform,
         properties=entity.delta.properties,
         catalog="" if aside else catalog,
+        namespace=lake.prefix.removesuffix("/"),
     )
 
 
@@ -123,9 +124,17 @@ class Opened:
         standing = await self._thread(self._tables.standing)
         return standing.positions
 
-    async def refresh(self) -> Loaded:
-        """Build beside the table, swap, remove what was built."""
+    async def refresh(self, skip_expired: bool = False) -> Loaded:
+        """Build beside the table, swap, remove what was built. Raises ``LedgerBroken`` where that would lose rows."""
         loading, thread = self._loading, self._thread
+        if not skip_expired and (expired := await self.links.expired()):
+            standing = await thread(self._tables.standing)
+            if standing.table.version >= 0:
+                raise LedgerBroken(
+                    f"raw objects of {', '.join(map(str, expired[:3]))} were expired: a full refresh can't build their "
+                    "rows again, and would take them out of the table. Copy the table first, then do without them: "
+                    "batch --full-refresh --skip-expired"
+                )
         make = partial(EntityTables, loading.spark, batch_age_s_max=loading.config.load.batch_age_s_max)
         built = await thread(make, target(self.entity, loading.lake, aside=True), loading.raw_root)
         await thread(refresh.begin, built)

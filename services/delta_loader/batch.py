@@ -46,7 +46,8 @@ class Entity(Struct, frozen=True):
     topic: str
     loader: Loader
     raw: RawPlaces
-    refresh: Callable[[], Awaitable[Loaded]]
+    refresh: Callable[[bool], Awaitable[Loaded]]
+    """With what was expired given up?"""
 
 
 class Report(Struct, frozen=True):
@@ -90,7 +91,7 @@ async def _load(entity: Entity, job: Job) -> Report:
 
 async def _loaded(entity: Entity, job: Job) -> Loaded:
     if job.full_refresh:
-        return await entity.refresh()
+        return await entity.refresh(job.skip_expired)
     if job.everything:
         return await entity.loader.load(Span(reading={}, past_floor=job.skip_expired))
     ranges = [one for one in job.ranges if one.chain.topic == entity.topic]

@@ -5,7 +5,8 @@ event of the key begins; the last is open and current. Events of one rank have e
 a question as of a time or version finds one row. A delete is a row too, with ``_deleted``.
 
 Events are only ever added, by key and order; what changes of an old one is where it ends. Ends are computed from one
-version of the table: if the commit shows that another writer's came between, they are computed again.
+version of the table: if the commit shows that another writer's came between, they are computed again. Only then do the
+positions move.
 """
 
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ from services.delta_loader.merge import forget, noted, projected, winners
 from services.delta_loader.spark_types import quoted
 from services.delta_loader.table import LakeTable
 from shared.lake.layout import CURRENT, END_AT, ORDER, START_AT
-from shared.lake.positions import Note
+from shared.lake.positions import Note, carried
 
 ROUNDS_MAX = 20
 _NEW = "__new"
@@ -46,24 +47,37 @@ def _add(
 ) -> None:
     named = [*keys, *ORDER]
     for _round in range(ROUNDS_MAX):
-        pinned = table.at().version
+        at = table.at()
+        pinned = at.version
         intervals = _intervals(spark, table, pinned, distinct, keys, timed=timed)
         condition = F.lit(True)
         for name in named:
             condition &= F.col(f"t.{quoted(name)}") == F.col(f"s.{quoted(name)}")
         ends: dict[str, str | Column] = {name: F.col(f"s.{name}") for name in (END_AT, CURRENT)}
-        with noted(spark, note):
-            (
-                DeltaTable.forPath(spark, table.path)
-                .alias("t")
-                .merge(intervals.alias("s"), condition)
-                .whenMatchedUpdate(set=ends)
-                .whenNotMatchedInsertAll()
-                .execute()
-            )
+        # Events are only added, so an end only comes nearer: what was computed before another writer's can't undo it.
+        nearer = F.expr(f"s.{END_AT} < t.{END_AT} OR (t.{END_AT} IS NULL AND s.{END_AT} IS NOT NULL)")
+        merging = (
+            DeltaTable.forPath(spark, table.path)
+            .alias("t")
+            .merge(intervals.alias("s"), condition)
+            .whenMatchedUpdate(condition=nearer, set=ends)
+            .whenNotMatchedInsertAll()
+        )
+        with noted(spark, carried(pinned, at.positions)):
+            merging.execute()
         if table.at().version == pinned + 1:
+            _claim(spark, table, note)
             return
     raise HistoryContended(f"{table.path}: other writers committed in each of {ROUNDS_MAX} rounds")
+
+
+def _claim(spark: SparkSession, table: LakeTable, note: Note) -> None:
+    """The positions move in a commit of their own, once the ends are known to be right: a writer that dies between two
+    rounds leaves ends that nobody would compute again."""
+    whole = DeltaTable.forPath(spark, table.path)
+    nothing = whole.toDF().where(F.lit(False))
+    with noted(spark, note):
+        whole.alias("t").merge(nothing.alias("s"), F.lit(False)).whenNotMatchedInsertAll().execute()
 
 
 def _intervals(

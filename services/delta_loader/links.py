@@ -81,11 +81,11 @@ class Links:
         return found
 
     async def ends(self, positions: Mapping[Chain, int]) -> dict[Chain, int]:
-        """Where all chains end now: the start of their newest object."""
+        """Where all chains end now: the start of their newest object, or the position that lies within it."""
         chains = await self.chains()
         tails = await _some_at_once([self._ledger.tail(chain, positions.get(chain)) for chain in chains])
         return {
-            chain: tail.newest.start
+            chain: max(tail.newest.start, positions.get(chain, 0))
             for chain, tail in zip(chains, tails, strict=True)
             if tail.newest is not None and tail.newest.next_start > positions.get(chain, 0)
         }
@@ -103,8 +103,13 @@ class Links:
             position = reading.get(chain, 0)
             if position <= through[chain]:
                 starts[chain] = await self._start(chain, position, merged.get(chain, 0), past_floor)
-        listed = await _some_at_once([self._listed(chain, starts[chain], through[chain]) for chain in starts])
-        chosen = self._choose(dict(zip(starts, listed, strict=True)))
+        found = await _some_at_once([self._listed(chain, starts[chain], through[chain]) for chain in starts])
+        listed = dict(zip(starts, found, strict=True))
+        for chain, start in starts.items():
+            if not listed[chain] or listed[chain][0][0] != start:
+                starts[chain] = begin = await self._covered_from(chain, start)
+                listed[chain] = await self._listed(chain, begin, through[chain])
+        chosen = self._choose(listed)
         links = self._within_rows(await self._heads(chosen))
         for chain, start in starts.items():
             await self._check_contiguous(chain, start, [link for link in links if link.chain == chain])
@@ -136,6 +141,12 @@ class Links:
             raise LedgerBroken(f"offset {offset} of {chain} is in no raw object")
         return link.start
 
+    async def expired(self) -> list[Chain]:
+        """The chains that have a floor: what lay below it is in no raw object any more."""
+        chains = await self.chains()
+        floors = await _some_at_once([self._ledger.floor(chain) for chain in chains])
+        return [chain for chain, floor in zip(chains, floors, strict=True) if floor > 0]
+
     async def _generations(self) -> list[int]:
         """All that were claimed. A topic without a claim has no objects yet."""
         prefix = self._keys.claims(self._topic)
@@ -151,6 +162,12 @@ class Links:
         if 0 < merged < floor and not past_floor:
             raise _expired(chain, merged, floor)
         return max(position, floor)
+
+    async def _covered_from(self, chain: Chain, start: int) -> int:
+        """Where the object begins that holds ``start``: one put in the place of lost ones may be cut elsewhere. Some of
+        its rows are merged already, which changes nothing."""
+        over = await self._ledger.covering(chain, start)
+        return start if over is None else over.start
 
     async def _listed(self, chain: Chain, start: int, last: int) -> list[tuple[int, int]]:
         """(start, bytes) of the objects from ``start`` up to ``last``: no more than one chunk can take."""

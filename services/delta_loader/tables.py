@@ -49,6 +49,8 @@ class Target(Struct, frozen=True, kw_only=True):
     transform: str | None = None
     properties: dict[str, str] = {}
     catalog: str = ""
+    namespace: str = ""
+    """Stands before the entity's name in the catalog."""
 
     @property
     def timed(self) -> bool:
@@ -228,7 +230,9 @@ class EntityTables:
             self._fitted(self.history, _with_intervals(wanted, timed=self._target.timed), schema)
         if made or not self._shown:
             self._shown = True
-            views.show(self._spark, self._target.catalog, self._target.entity, self._target.table)
+            views.show(
+                self._spark, self._target.catalog, self._target.namespace, self._target.entity, self._target.table
+            )
 
     def wanted(self, schema: LakeSchema) -> str:
         """The columns that the table should have, as Spark's schema JSON: the transform's, and the keys not null."""

@@ -18,7 +18,7 @@ from services.delta_loader.merge import noted
 from services.delta_loader.session import table_session
 from services.delta_loader.spark_types import from_json, quoted
 from services.delta_loader.table import PROPERTIES, LakeTable, clustering
-from shared.lake.layout import DELETED
+from shared.lake.layout import DELETED, PURGED
 from shared.lake.positions import carried
 
 FILE_BYTES_MAX = 256 * 1024 * 1024
@@ -105,7 +105,11 @@ class Upkeep:
         return int(rows.collect()[0][0])
 
     def purge(self, column: str, before_us: int) -> int:
-        """Rows that are deleted, and were so before that."""
+        """Rows that are deleted, and were so before that. The table says so first, for who misses them in it."""
+        said = int(self.properties().get(PURGED, -1))
+        with self._carrying():
+            if before_us > said:
+                self._table.set_properties({PURGED: str(before_us)})
         with self._carrying():
             done = self._spark.sql(f"DELETE FROM {self._table.name} WHERE {_purged(column, before_us)}")  # noqa: S608
             return int(done.collect()[0][0])

@@ -104,7 +104,7 @@ class Lineage(Struct):
 def _headers(headers: Sequence[tuple[str, bytes | None]]) -> _Headers:
     """(event id, rank, tiebreak, rev, op, attempt). Absent or unreadable: null; rev and attempt: 0 if absent."""
     found = dict(headers)
-    rank, tiebreak = _seq(found.get("tm-seq"))
+    rank, tiebreak = parse_seq(found.get("tm-seq"))
     if len(found) <= 3 and "tm-rev" not in found and "tm-attempt" not in found:  # as first published
         return _text(found.get("tm-event-id")), rank, tiebreak, 0, _text(found.get("tm-op")), 0
     return (
@@ -117,7 +117,8 @@ def _headers(headers: Sequence[tuple[str, bytes | None]]) -> _Headers:
     )
 
 
-def _seq(value: bytes | None) -> tuple[int | None, int | None]:
+def parse_seq(value: bytes | None) -> tuple[int | None, int | None]:
+    """Rank and tiebreak: both, or neither where it is malformed or beyond 64 bits."""
     match = _SEQ.fullmatch(value or b"")
     if match is None:
         return None, None

@@ -1,12 +1,11 @@
 """What a Kafka record of Tidemark looks like, and what became of it."""
 
-import re
 from collections.abc import Iterable
 from typing import Literal
 
 from msgspec import Struct
 
-from shared.events.lineage import HEARTBEAT
+from shared.events.lineage import HEARTBEAT, parse_seq
 from shared.events.model import Event, Reason
 
 EVENT_ID = "tm-event-id"
@@ -18,7 +17,6 @@ REV = "tm-rev"
 Op = Literal["u", "d"]
 """``d`` for a delete, ``u`` for anything else: sources don't tell an insert from an update reliably."""
 
-_SEQ_PATTERN = re.compile(rb"(-?\d{1,19})\.(-?\d{1,19})")
 _OP_BYTES: dict[Op, bytes] = {"u": b"u", "d": b"d"}
 
 
@@ -79,12 +77,12 @@ def parse_headers(headers: Iterable[tuple[str, bytes | None]]) -> RecordHeaders:
     """Read the headers of a consumed record. Foreign headers are passed over; of a repeated one the last counts."""
     found = {name: value for name, value in headers if value is not None}
     event_id = found.get(EVENT_ID, b"")
-    seq = _SEQ_PATTERN.fullmatch(found.get(SEQ, b""))
+    rank, tiebreak = parse_seq(found.get(SEQ))
     op = found.get(OP)
     return RecordHeaders(
         event_id=event_id.decode() if 0 < len(event_id) <= 64 and event_id.isalnum() else None,
-        rank=int(seq[1]) if seq else None,
-        tiebreak=int(seq[2]) if seq else None,
+        rank=rank,
+        tiebreak=tiebreak,
         op="d" if op == b"d" else "u" if op == b"u" else None,
         attempt=_count(found.get(ATTEMPT)),
         rev=_count(found.get(REV)),

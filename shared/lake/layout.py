@@ -9,6 +9,8 @@ ORDER = ("_rank", "_tiebreak", "_rev", "_event_id")
 """One key's events in order: the greatest wins."""
 START_AT, END_AT, CURRENT = "__start_at", "__end_at", "__current"
 HISTORY = "_history"
+PURGED = "tidemark.purged_before_us"
+"""A table's property: of deletes that were first shown before, in microseconds, rows were removed on request."""
 
 
 class LakeSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -17,7 +19,8 @@ class LakeSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     uri: Annotated[str, Meta(pattern=r"^[a-z][a-z0-9]*://.*[^/]$")] = "s3a://tidemark-lake"
     """No slash at its end."""
     catalog: str = ""
-    """A schema of Spark's catalog (``lake`` or ``main.lake``) in which tables and views are named; empty: in none."""
+    """A schema of Spark's catalog (``lake`` or ``main.lake``) in which tables and views are named, with a
+    namespace as ``<namespace>__<entity>``; empty: in none."""
 
 
 class Lake(Struct, frozen=True):

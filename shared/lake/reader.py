@@ -17,7 +17,7 @@ from deltalake.schema import Field
 from polars.exceptions import PolarsError
 
 from shared.lake import widened
-from shared.lake.layout import commit_file, for_s3_clients, on_s3
+from shared.lake.layout import PURGED, commit_file, for_s3_clients, on_s3
 from shared.lake.positions import Commit, Positions, commit_of, positions_at
 
 HEAD_BYTES = 64 * 1024
@@ -76,6 +76,11 @@ class LakeTable:
     @property
     def columns(self) -> list[str]:
         return [field.name for field in self._table.schema().fields]
+
+    @property
+    def purged_before_us(self) -> int:
+        """Rows of deletes that were first shown before were removed on request; 0: of none."""
+        return int(self._table.metadata().configuration.get(PURGED, 0))
 
     def positions(self) -> Positions:
         """Of this version. Usually one commit is read."""

@@ -1,8 +1,11 @@
 """Raw objects → Delta by the loader's core: any order, repetition and split of the rows gives the same table."""
 
 import ast
+import asyncio
 import random
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +13,7 @@ import pytest
 from delta.tables import DeltaTable
 from pyspark.sql import SparkSession
 
-from services.delta_loader import refresh
+from services.delta_loader import history, refresh
 from services.delta_loader.evolution import Breaking
 from services.delta_loader.links import ChunkLimits, LedgerBroken
 from services.delta_loader.loader import Span
@@ -18,6 +21,7 @@ from services.delta_loader.tables import RowsMissing, RuleChanged
 from services.delta_loader.transform import TransformRefused
 from shared import metrics
 from shared.lake.positions import Positions
+from shared.raw.keys import Chain
 from tests.lake.raw_rows import HEARTBEAT, Change
 from tests.lake.worlds import BROKEN, V2, V3, World, change, gone
 
@@ -332,6 +336,44 @@ async def test_late_events_split_the_intervals_of_the_history(world: World) -> N
         (2, "r5", 5, None, True, 0),
     ]
     assert intervals(world, "slowly") == intervals(world, "at once") == expected
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("rival", [Span(), Span(through={Chain("cdc.accounts", 1, 1): 0})], ids=["all", "what follows"])
+async def test_a_writer_that_dies_between_two_rounds_leaves_no_wrong_end_in_the_history(
+    world: World, monkeypatch: pytest.MonkeyPatch, rival: Span
+) -> None:
+    await world.topic.write([change(1, 10)])
+    await world.load(history=True)
+    await world.topic.write([change(1, 20)])
+    await world.topic.write([change(1, 30)], partition=1)
+    compute, rounds = history._intervals, count()
+
+    def overtaken(*arguments: Any, **named: Any) -> Any:
+        """The first round's are computed from a version that is history when they are committed; there is no third."""
+        number, found = next(rounds), compute(*arguments, **named)
+        if number == 0:
+            with ThreadPoolExecutor(1) as pool:
+                pool.submit(asyncio.run, world.load(span=rival, history=True)).result()
+        if number == 2:
+            raise Killed
+        return found
+
+    with monkeypatch.context() as patched:
+        patched.setattr(history, "_intervals", overtaken)
+        with pytest.raises(Killed):
+            await world.load(span=Span(through={world.topic.chain(0): 1}), history=True)
+    await world.load(history=True)
+
+    assert [row[1:5] for row in intervals(world, "lake")] == [
+        ("r10", 10, 20, False),
+        ("r20", 20, 30, False),
+        ("r30", 30, None, True),
+    ]
+    assert positions(world) == {world.topic.chain(0): 2, world.topic.chain(1): 1}
 
 
 async def test_a_history_that_is_kept_from_now_on_begins_with_the_first_event(world: World) -> None:

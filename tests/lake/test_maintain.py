@@ -18,6 +18,7 @@ from services.delta_loader.links import ChunkLimits
 from services.delta_loader.maintain import Done, Work
 from services.delta_loader.table import LakeTable
 from services.delta_loader.tables import EntityTables
+from shared.lake.reader import LakeTable as ReadTable
 from shared.lifecycle import Stop
 from tests.lake.worlds import World, change, gone
 
@@ -235,6 +236,9 @@ async def test_only_rows_deleted_before_the_horizon_are_purged(world: World) -> 
     assert near.stopped is not None
     assert "come back to life" in near.stopped
     assert planned.purged == done.purged == 1
+    read = ReadTable.open(world.lake("lake").table("accounts"), {})
+    assert read is not None
+    assert read.purged_before_us == horizon_us
     assert [row["id"] for row in world.rows()] == [one for one in ids if one != 1]
     assert at(world).positions == {world.topic.chain(): 2 * MERGED + 3}
 

@@ -5,19 +5,24 @@ import json
 from collections.abc import AsyncIterator, Iterator, Sequence
 from hashlib import sha256
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import zstandard
 from msgspec.structs import replace
 
+from services.cli import audit_raw
 from services.cli.audit import render
 from services.cli.audit_findings import Evidence, findings, verdicts
+from services.cli.audit_judgement import _notes
+from services.cli.audit_lake import purged_from
 from services.cli.audit_law import attributed, tally
 from services.cli.audit_raw import Taker, key_text, walk
-from services.cli.audit_records import HAS_SEQ, KAFKA_ALONE, ChainOf, Counts, Law, Report, SeenPageOf, State
+from services.cli.audit_records import HAS_SEQ, KAFKA_ALONE, ChainOf, Counts, Law, RawEvent, Report, SeenPageOf, State
 from services.cli.audit_seen import problem_of, read_seen
 from services.cli.audit_spill import Spill, packed_id
-from services.cli.audit_states import Ranges, compare, why_lesser
+from services.cli.audit_states import Ranges, States, compare, why_lesser
 from shared.checkpoints.model import SeenPage
 from shared.events.identity import event_id, key_hash
 from shared.events.model import EventRules
@@ -26,6 +31,7 @@ from shared.raw.keys import Chain, Keys
 from shared.raw.ledger import Ledger
 from shared.raw.objects import RawObject, Stored
 from tests.fakes.object_store import MemoryStore
+from tests.fakes.partition_log import MemoryRecord
 
 RULES = EventRules(entity="things", key=("id",), updated_at="at", shows="events")
 CHAIN = Chain("cdc.things", 1, 0)
@@ -240,8 +246,10 @@ def test_a_report_is_read_at_a_glance(law: Law) -> None:
 # --- the table
 
 
-def state(spill: Spill, key: str, rank: int, number: int, *, tie: int = 0, rev: int = 0, chain: int = 0) -> None:
-    fields = (key_hash(key), rank, tie, rev, id_of(number), chain, number)
+def state(
+    spill: Spill, key: str, rank: int, number: int, *, tie: int = 0, rev: int = 0, chain: int = 0, is_delete: int = 0
+) -> None:
+    fields = (key_hash(key), rank, tie, rev, id_of(number), chain, number, is_delete)
     spill.add([spill.layout.pack(*fields)])
 
 
@@ -296,8 +304,24 @@ def test_a_quarantined_row_need_not_win(law: Law) -> None:
     assert judged(law, one, [(0, 2)]) == (0, 0, 0, 0, 0)
 
 
+def test_a_deleted_key_whose_row_was_purged_on_request_is_not_lacking(law: Law) -> None:
+    """Only deletes, and only those that were shown before the horizon."""
+    one = ChainOf(chain=CHAIN, position=50)
+    state(law.raw_states, "purged", 1, 1, tie=1)
+    state(law.raw_states, "purged", 2, 2, tie=2, is_delete=1)
+    state(law.raw_states, "deleted later", 9, 3, tie=9, is_delete=1)
+    state(law.raw_states, "lives", 3, 4, tie=3)
+    state(law.raw_states, "back to life", 4, 5, tie=4, is_delete=1)
+    state(law.raw_states, "back to life", 5, 6, tie=5)
+
+    found = compare(law.raw_states, law.table_states, [one], frozenset(), purged_from(law.rules, 9))
+
+    assert (found.purged, found.lacking_count) == (1, 3)
+    assert judged(law, one) == (0, 4, 0, 0, 0)
+
+
 def test_why_an_event_lost_is_said_by_the_first_part_of_its_order_that_differs(law: Law) -> None:
-    base = State(key_hash("a"), 1, 0, 0, id_of(1), 0, 1)
+    base = State(key_hash("a"), 1, 0, 0, id_of(1), 0, 1, 0)
     assert why_lesser(base, base._replace(tiebreak=2)) == "lower seq: 1.0 < 1.2"
     assert why_lesser(base, base._replace(rev=1)) == "same seq, lower rev: 0 < 1"
     assert why_lesser(base, base._replace(id=id_of(2))).startswith("same seq and rev, lower event id: ")
@@ -371,6 +395,14 @@ def test_what_a_page_says_of_itself_is_believed_only_if_it_fits() -> None:
     assert problem_of(page(1, 3, 9, 4)) is None
     assert problem_of(replace(page(1, 3, 9), max_us=10)) is not None
     assert problem_of(replace(page(1, 3, 9), entries=entry(3) + b"x")) is not None
+    assert problem_of(replace(page(1, 3, 9), entries=b"")) == "it has no entries"
+
+
+async def test_an_emptied_page_is_named_and_the_others_still_count(law: Law) -> None:
+    await read(law, MemoryStore(), page(1, 3, 4), replace(page(2, 5, 6), entries=b""), page(3, 9, 10))
+
+    assert {fields[0] for fields in law.seen.all()} == {id_of(number) for number in (3, 4, 9, 10)}
+    assert found_in(law)[0] == ("seen_page", 1)
 
 
 # --- raw
@@ -492,6 +524,30 @@ def test_rows_that_no_merge_can_order_are_noted_by_their_places(law: Law) -> Non
 
     assert taker.misfits == [(0, 0), (0, 1), (0, 2), (0, 3)]
     assert (taker.nameless, law.raw.count, law.raw_states.count) == (1, 4, 1)
+
+
+def test_a_record_whose_seq_is_beyond_64_bits_is_taken_without_it(law: Law) -> None:
+    taker = Taker(law, [ChainOf(chain=CHAIN)], with_states=True)
+    name = id_of(7).hex().encode()
+    taker.take_records(CHAIN, [MemoryRecord(7, 0, b"k", b"v", (("tm-event-id", name), ("tm-seq", b"9" * 19 + b".0")))])
+
+    (row,) = (RawEvent(*fields) for fields in law.raw.all())
+    assert (row.id, row.rank, row.flags) == (id_of(7), 0, KAFKA_ALONE)
+
+
+def test_rows_that_were_too_many_to_be_looked_up_in_quarantine_are_told_of(
+    law: Law, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(audit_raw, "RANGES_MAX", 2)
+    taker = Taker(law, [ChainOf(chain=CHAIN)], with_states=True)
+    taker.take(RawObject(chain=CHAIN, start=0, end=4, count=5), b"".join(line(at, _rank=None) for at in range(5)))
+    work: Any = SimpleNamespace(chains=[], law=law, aside=SimpleNamespace(places_more=0), taker=taker)
+    evidence = Evidence(entity="things", law=law, chains=[], tally=tally(law))
+    without_table = list(_notes(work, evidence))
+    evidence.states = States()
+
+    assert without_table == []
+    assert list(_notes(work, evidence)) == ["3 more raw rows that can't be merged were not looked up in quarantine"]
 
 
 @pytest.mark.parametrize(

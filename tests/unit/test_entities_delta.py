@@ -2,9 +2,12 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from services.delta_loader import views
 from services.delta_loader.__main__ import main, target
 from shared.config import ConfigError
 from shared.entities import Entities, load_entities
@@ -42,6 +45,20 @@ def test_transform_history_and_properties_come_from_the_block(tmp_path: Path) ->
     assert made.history == "s3a://lake/ns/lake/accounts_history"
     assert made.properties == {"delta.checkpointInterval": "20"}
     assert (made.order, made.timed) == ("version", False)
+
+
+@pytest.mark.parametrize(("prefix", "name"), [("", "accounts"), ("bank-a/", "bank_a__accounts")])
+def test_two_namespaces_on_one_catalog_have_names_of_their_own(tmp_path: Path, prefix: str, name: str) -> None:
+    made = target(entities(tmp_path, "").entities["accounts"], Lake("s3a://lake", prefix), "main.lake")
+    said: list[str] = []
+    spark: Any = SimpleNamespace(sql=said.append)
+    views.show(spark, made.catalog, made.namespace, made.entity, made.table)
+
+    assert [text.partition("`.`")[2].split(" ")[0] for text in said] == [
+        "lake`",
+        f"lake`.`{name}`",
+        f"lake`.`{name}_live`",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,11 @@ def test_a_first_delivery_has_three_short_headers() -> None:
 
 
 @pytest.mark.parametrize(
-    "seq", [b"", b"1", b"1.", b".1", b"1.2.3", b"a.b", b"1.2 ", b"9" * 20 + b".0", "١.٢".encode(), b"\xff.1"]
+    "seq",
+    [
+        *(b"", b"1", b"1.", b".1", b"1.2.3", b"a.b", b"1.2 ", b"9" * 20 + b".0", "١.٢".encode(), b"\xff.1"),
+        *(b"9223372036854775808.0", b"0.-9223372036854775809", b"9" * 19 + b".1"),  # beyond 64 bits
+    ],
 )
 def test_a_malformed_order_reads_as_none(seq: bytes) -> None:
     read = parse_headers([("tm-seq", seq)])

@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 
 from services.delta_loader.links import ChunkLimits, LedgerBroken, Links
-from shared.lake.positions import Positions
+from shared.lake.positions import Positions, advanced
 from shared.raw.keys import Chain, Keys
 from shared.raw.objects import RawObject
 from tests.fakes.object_store import MemoryStore
@@ -62,6 +62,32 @@ async def test_a_chunk_begins_at_the_positions_and_ends_at_the_object_named() ->
 
     assert await world.chosen({A: 5}, {A: 5, B: 0}) == [(0, 5, 8), (3, 0, 2)]
     assert await world.chosen({A: 12}, {A: 9}) == []
+
+
+async def test_a_position_inside_an_object_that_was_cut_anew_begins_with_that_object() -> None:
+    """Its rows up to there are merged twice, which changes nothing; what is behind them is not passed over."""
+    world = World()
+    await world.claim(1)
+    await world.put(A, 0, 4, 9)
+    newest = await world.links.ends({A: 6})
+    chunk = await world.links.next_chunk({A: 6}, newest, {A: 6})
+
+    assert [(link.start, link.end) for link in chunk.links] == [(4, 8)]
+    assert advanced({A: 6}, chunk.ranges) == {A: 9}
+    await world.put(A, 9, 12)
+    assert await world.chosen({A: 6}, await world.links.ends({A: 6})) == [(0, 4, 8), (0, 9, 11)]
+    assert await world.links.ends({A: 12}) == {}
+
+
+async def test_chains_with_a_floor_are_those_that_were_expired() -> None:
+    world = World()
+    await world.claim(1)
+    await world.put(A, 0, 5, 9)
+    await world.put(B, 0, 3)
+    assert await world.links.expired() == []
+
+    await world.bucket.create(world.keys.floor(A), b'{"floor": 5}', {})
+    assert await world.links.expired() == [A]
 
 
 async def test_a_chunk_is_bounded_and_each_chain_has_its_share() -> None:

@@ -201,8 +201,8 @@ class Places:
 
 
 def entity(table: Table) -> batch.Entity:
-    async def refreshed() -> Loaded:
-        return Loaded(rows=7)
+    async def refreshed(skip_expired: bool) -> Loaded:
+        return Loaded(rows=8 if skip_expired else 7)
 
     return batch.Entity("cdc.a", loader(table, 5), Places(), refreshed)
 
