@@ -44,11 +44,12 @@ class Widen(Struct, frozen=True):
 Step = AddColumn | Widen
 
 
-def plan(table_json: str, wanted_json: str, keys: Sequence[str] = ()) -> tuple[Step, ...]:
+def plan(table_json: str, wanted_json: str, keys: Sequence[str] = (), *, widens: bool = True) -> tuple[Step, ...]:
     """What makes the table take rows of the wanted schema; empty: it does already. Both are Spark's schema JSON.
 
     A wanted type narrower than the table's needs no step: the rows are cast. ``keys`` must be the table's own (its
-    columns that are not null), else its rows are those of other things; empty: not asked. Raises ``Breaking``.
+    columns that are not null), else its rows are those of other things; empty: not asked. ``widens`` false: this Delta
+    can't widen a column in place. Raises ``Breaking``.
     """
     table, wanted = from_json(table_json), from_json(wanted_json)
     differences: list[str] = []
@@ -56,6 +57,12 @@ def plan(table_json: str, wanted_json: str, keys: Sequence[str] = ()) -> tuple[S
     if keys and own_keys != set(keys):
         differences.append(f"key: {', '.join(sorted(own_keys)) or 'none'} in the table, {', '.join(keys)} wanted")
     steps = tuple(_struct_steps(table, wanted, (), differences))
+    if not widens:
+        differences += [
+            f"column {spelled(step.path)}: {ddl(step.was)} in the table, {ddl(step.becomes)} wanted: it takes Spark 4"
+            for step in steps
+            if isinstance(step, Widen)
+        ]
     if differences:
         raise Breaking(differences, _REMEDY)
     return steps

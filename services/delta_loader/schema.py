@@ -74,7 +74,8 @@ SESSION_SETTINGS: Mapping[str, str] = {
     # A pushed filter ends a line's parsing early: what is wrong further on would not be seen.
     "spark.sql.json.filterPushdown.enabled": "false",
     "spark.sql.json.enablePartialResults": "true",
-    "spark.sql.json.enableExactStringParsing": "true",  # JSON inside a text column stays as it was written
+    # JSON inside a text column stays as it was written; Spark 3.5, which doesn't know this, spells its numbers anew.
+    "spark.sql.json.enableExactStringParsing": "true",
 }
 
 _TEXTS = ("_kafka_topic", "_event_id", "_op")

@@ -19,6 +19,7 @@ from shared.config import ConfigError
 from shared.lake.layout import on_s3
 
 LOG_STORE = "io.tidemark.delta.ConditionalS3LogStore"
+ZSTD_CODEC = "io.tidemark.delta.ZstdCodec"
 LOGGING = Path(__file__).with_name("log4j2.properties")
 
 TABLE_SETTINGS: Mapping[str, str] = {
@@ -114,6 +115,7 @@ def open_session(settings: SparkSettings, lake_uri: str, environ: Mapping[str, s
     spark = builder.getOrCreate()
     try:
         refuse_unsafe(spark, lake_uri)
+        read_zstd(spark)
     except ConfigError:
         spark.stop()
         raise
@@ -148,6 +150,32 @@ def _unsafe_commits(spark: SparkSession, jvm: Any) -> list[str]:
         for name in _COMMITS
         if conf.get(name) != LOG_STORE
     ]
+
+
+def read_zstd(spark: SparkSession) -> None:
+    """Raw objects are compressed by zstd. Spark reads that by itself from 4.1 on; before, Hadoop does: by our codec, or
+    by its own where it has its native library. Raises ``ConfigError`` where it has neither."""
+    if version(spark) >= (4, 1):
+        return
+    jvm: Any = spark._jvm
+    if loadable(jvm, ZSTD_CODEC):
+        conf: Any = spark.sparkContext._jsc.hadoopConfiguration()
+        known = conf.get("io.compression.codecs")
+        conf.set("io.compression.codecs", f"{known},{ZSTD_CODEC}" if known else ZSTD_CODEC)
+    elif not jvm.org.apache.hadoop.io.compress.ZStandardCodec.isNativeCodeLoaded():
+        raise ConfigError(
+            [
+                f"Spark {spark.version} can't read raw objects, which are compressed by zstd: {ZSTD_CODEC} is not on "
+                "its class path, and Hadoop has no native library; add tidemark-delta-log-store-*.jar "
+                "(services/delta_loader/log_store) to the archives"
+            ]
+        )
+
+
+def version(spark: SparkSession) -> tuple[int, int]:
+    """Spark's: major and minor."""
+    major, minor, *_ = spark.version.split(".")
+    return int(major), int(minor)
 
 
 def loadable(jvm: Any, class_name: str) -> bool:

@@ -8,6 +8,7 @@ from pyspark.sql import SparkSession
 
 from services.delta_loader import evolution
 from services.delta_loader.log_files import LogFiles
+from services.delta_loader.session import version
 from services.delta_loader.spark_types import Member, Simple, ddl, from_json, quoted
 from shared.lake.positions import Known, Positions, positions_at
 
@@ -70,7 +71,9 @@ class LakeTable:
 
     def fit(self, wanted_json: str) -> bool:
         """Grow it to the wanted columns, by rule. True: it has changed. Raises ``evolution.Breaking``."""
-        steps = evolution.plan(self.delta().toDF().schema.json(), wanted_json)
+        # On Spark 3.5, Delta widens nothing that a table of ours has: byte and short alone, of which Avro knows none.
+        widens = version(self.spark) >= (4, 0)
+        steps = evolution.plan(self.delta().toDF().schema.json(), wanted_json, widens=widens)
         for statement in evolution.statements(steps, self.name):
             self.spark.sql(statement)
         return bool(steps)
