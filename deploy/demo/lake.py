@@ -27,6 +27,9 @@ from shared.raw.keys import Chain, Keys
 BATCH_S_MAX = 600.0
 INTERVAL_S = 2.0
 """How often the stream looks for new objects; 5 s are its default."""
+RECHECK_S = 10.0
+"""How often its tables are compared with the bucket, which is what their freshness is told by: a run may be over before
+the minute that is its default."""
 READY_S_MAX = 240.0
 """Spark takes half a minute to start on a busy machine of two cores."""
 
@@ -43,6 +46,7 @@ class DemoLake:
             **settings,
             "TIDEMARK_LAKE_URI": self.stream_uri,
             "TIDEMARK_LOAD_INTERVAL_S": str(INTERVAL_S),
+            "TIDEMARK_LOAD_RECHECK_S": str(RECHECK_S),
             "TIDEMARK_SPARK_MASTER": "local[2]",
             # Half of what so short a life costs would be the second compiler's work.
             # Java keeps only 48 MB for such code, which a run of ten minutes fills.
