@@ -122,22 +122,8 @@ class Links:
 
     async def holding(self, chain: Chain, offset: int) -> int:
         """The start of the object that holds ``offset``. Raises ``LedgerBroken``: none does."""
-        back = 1_000
-        begins: list[int] = []
-        while not begins or begins[0] > offset:
-            probe = max(0, offset - back)
-            page = await self._bucket.keys_after(self._keys.chain(chain), self._keys.before(chain, probe))
-            begins = [self._keys.parse(key)[1] for key in page.keys]
-            if probe == 0:
-                break
-            back *= 8
-        found = max((begin for begin in begins if begin <= offset), default=None)
-        while begins and found == begins[-1]:
-            page = await self._bucket.keys_after(self._keys.chain(chain), self._keys.link(chain, found))
-            begins = [self._keys.parse(key)[1] for key in page.keys]
-            found = max((begin for begin in begins if begin <= offset), default=found)
-        link = None if found is None else await self._ledger.link(chain, found)
-        if link is None or link.end < offset:
+        link = await self._ledger.covering(chain, offset)
+        if link is None:
             raise LedgerBroken(f"offset {offset} of {chain} is in no raw object")
         return link.start
 

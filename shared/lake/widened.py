@@ -177,16 +177,18 @@ def _located(file: File) -> File:
 
 def deleted(files: Files, vector: Vector) -> list[int]:
     """The rows that it deletes, by number, rising."""
-    if vector.size_in_bytes > DELETIONS_BYTES_MAX:
+    if not 4 <= vector.size_in_bytes <= DELETIONS_BYTES_MAX:
         raise UnknownToReader(f"a deletion vector of {vector.size_in_bytes} bytes; {DELETIONS_BYTES_MAX} are read")
     content = _vector_bytes(files, vector)
+    if len(content) != vector.size_in_bytes:
+        raise UnknownToReader(f"a deletion vector that is cut after {len(content)} of {vector.size_in_bytes} bytes")
     (magic,) = struct.unpack_from("<i", content)
     if magic != _PORTABLE:
         raise UnknownToReader(f"a deletion vector of format {magic}")
-    numbers = list(BitMap64.deserialize(content[4:]))
-    if len(numbers) != vector.cardinality:
+    numbers = BitMap64.deserialize(content[4:])
+    if len(numbers) != vector.cardinality:  # first: a few bytes can name billions
         raise UnknownToReader(f"a deletion vector of {len(numbers)} rows that should name {vector.cardinality}")
-    return numbers
+    return list(numbers)
 
 
 def _vector_bytes(files: Files, vector: Vector) -> bytes:
@@ -198,7 +200,7 @@ def _vector_bytes(files: Files, vector: Vector) -> bytes:
     path = f"{folder}{'/' if folder else ''}deletion_vector_{UUID(bytes=_from_z85(name))}.bin"
     file = files.open_input_file(path)
     file.seek(vector.offset or 0)
-    (size,) = struct.unpack(">i", file.read(4))
+    size = int.from_bytes(file.read(4), "big")
     if size != vector.size_in_bytes:
         raise UnknownToReader(f"{path}: a deletion vector of {size} bytes that should have {vector.size_in_bytes}")
     return bytes(file.read(size))

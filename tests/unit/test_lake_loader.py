@@ -22,6 +22,7 @@ from shared.lake.positions import Positions, advanced
 from shared.raw.keys import Chain
 from shared.raw.objects import RawObject, StoreUnavailable
 from shared.registry.client import RegistryUnavailable
+from tests.fakes.spark_session import FakeSpark
 
 A = Chain("cdc.a", 1, 0)
 
@@ -284,29 +285,6 @@ def test_spark_is_set_up_for_safe_commits_on_s3_and_for_the_endpoint_there_is(tm
     )
     with pytest.raises(ConfigError, match=r"no \*\.jar"):
         session.spark_conf(SparkSettings(jars=tmp_path / "nothing"), "s3a://lake", {})
-
-
-class FakeSpark:
-    """A session whose JVM can load only these classes."""
-
-    def __init__(self, *classes: str, **conf: str) -> None:
-        self._classes, self._conf = classes, conf
-        self._jvm = self
-        self.java = self.lang = self.Thread = self.Class = self
-        self.sparkContext = self
-
-    def currentThread(self) -> "FakeSpark":
-        return self
-
-    def getContextClassLoader(self) -> None:
-        return None
-
-    def forName(self, name: str, _initialize: bool, _loader: None) -> None:
-        if name not in self._classes:
-            raise LookupError(name)
-
-    def getConf(self) -> dict[str, str]:
-        return {name.replace("__", "."): value for name, value in self._conf.items()}
 
 
 def test_a_lake_on_s3_is_refused_without_the_log_store() -> None:

@@ -11,6 +11,7 @@ from services.delta_loader import session
 from services.delta_loader.evolution import AddColumn, Breaking, plan
 from services.delta_loader.spark_types import ArrayOf, Member, Simple, SparkType, StructOf, to_json
 from shared.config import ConfigError
+from tests.fakes.spark_session import FakeSpark
 
 FOLDER = Path(session.__file__).parent
 STREAM = {"source", "stream"}
@@ -78,31 +79,20 @@ def test_where_no_column_can_be_widened_columns_are_added_and_a_wider_type_asks_
     )
 
 
-class FakeSpark:
+class SparkOf(FakeSpark):
     """A Spark of this version, with these classes, and with or without Hadoop's native library."""
 
     def __init__(self, version: str, *classes: str, native: bool = False, codecs: str | None = None) -> None:
-        self.version = version
-        self.codecs = codecs
-        self._classes, self._native = classes, native
-        self._jvm = self._jsc = self.sparkContext = self
-        self.java = self.lang = self.Thread = self.Class = self
+        super().__init__(*classes)
+        self.version, self.codecs = version, codecs
+        self._native = native
+        self._jsc = self
         self.org = self.apache = self.hadoop = self.io = self.compress = self.ZStandardCodec = self
-
-    def currentThread(self) -> "FakeSpark":
-        return self
-
-    def getContextClassLoader(self) -> None:
-        return None
-
-    def forName(self, name: str, _initialize: bool, _loader: None) -> None:
-        if name not in self._classes:
-            raise LookupError(name)
 
     def isNativeCodeLoaded(self) -> bool:
         return self._native
 
-    def hadoopConfiguration(self) -> "FakeSpark":
+    def hadoopConfiguration(self) -> "SparkOf":
         return self
 
     def get(self, _name: str) -> str | None:
@@ -115,13 +105,13 @@ class FakeSpark:
 
 def test_a_spark_that_leaves_zstd_to_hadoop_gets_our_codec_or_is_refused() -> None:
     read: Any = session.read_zstd
-    newer = FakeSpark("4.1.0", session.ZSTD_CODEC)
-    alone, beside = FakeSpark("3.5.9", session.ZSTD_CODEC), FakeSpark("4.0.1-amzn-0", session.ZSTD_CODEC, codecs="a,b")
-    native = FakeSpark("3.5.9", native=True)
+    newer = SparkOf("4.1.0", session.ZSTD_CODEC)
+    alone, beside = SparkOf("3.5.9", session.ZSTD_CODEC), SparkOf("4.0.1-amzn-0", session.ZSTD_CODEC, codecs="a,b")
+    native = SparkOf("3.5.9", native=True)
     for spark in (newer, alone, beside, native):
         read(spark)
 
     assert (newer.codecs, native.codecs) == (None, None)
     assert (alone.codecs, beside.codecs) == (session.ZSTD_CODEC, f"a,b,{session.ZSTD_CODEC}")
     with pytest.raises(ConfigError, match=r"compressed by zstd.*tidemark-delta-log-store"):
-        read(FakeSpark("3.5.9"))
+        read(SparkOf("3.5.9"))

@@ -159,6 +159,7 @@ def test_a_column_of_rows_before_it_came_is_null_and_one_of_structs_is_refused(t
         (inline([1], cardinality=2), "1 rows that should name 2"),
         (inline([1], storageType="p", pathOrInlineDv="s3://else/where.bin"), "outside the table"),
         (inline([1], sizeInBytes=1 << 30), "bytes; 268435456 are read"),
+        (inline([1], sizeInBytes=1_000), "is cut after"),
         (inline([1], pathOrInlineDv=z85(vector_bytes([1], magic=7))), "of format 7"),
     ],
 )
